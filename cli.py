@@ -1,0 +1,203 @@
+"""The entry point of `outbox`: wires processors and brokers to the commands, ends with exit codes.
+
+Promises: a mistake of operation is one line on stderr and the exit code of its error class; never
+a traceback. Nothing is built before the command that needs it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+
+from outbox.commands.base import Lazy, LazyGroup, Wiring, setting_option
+from outbox.errors import OutboxError
+from outbox.settings import Settings, wants_traceback
+
+if TYPE_CHECKING:
+    from outbox.runtime import Consumer, Courier, Processors
+    from processors.broker import Accept
+    from processors.broker import Courier as BrokerCourier
+    from processors.egress import EgressPolicy
+
+EXIT_INTERRUPTED = 130
+
+# As many kept connections as a worker has attempts under way, so that none is closed only to be
+# opened again.
+IDLE_MAX = 4096
+IDLE_PER_HOST_MAX = 1000
+
+COMMANDS = {
+    "migrate": Lazy("outbox.commands.install:migrate", "Install or upgrade the schema."),
+    "adopt": Lazy("outbox.commands.install:adopt", "Take over a copied database."),
+    "uninstall": Lazy("outbox.commands.install:uninstall", "Remove everything, after a dry run."),
+    "watch": Lazy("outbox.commands.capture:watch", "Capture the changes of a table."),
+    "unwatch": Lazy("outbox.commands.capture:unwatch", "Stop capturing a table."),
+    "watches": Lazy("outbox.commands.capture:watches", "List the captured tables."),
+    "emit": Lazy("outbox.commands.emit:emit", "Emit one event."),
+    "run": Lazy("outbox.commands.run:run", "Run the daemon."),
+    "worker": Lazy("outbox.commands.run:worker", "Run workers that deliver."),
+    "endpoints": Lazy("outbox.commands.endpoints:endpoints", "Add and manage webhook endpoints."),
+    "subscriptions": Lazy(
+        "outbox.commands.subscriptions:subscriptions", "Add and manage subscriptions."
+    ),
+    "events": Lazy("outbox.commands.events:events", "List and show events."),
+    "deliveries": Lazy("outbox.commands.deliveries:deliveries", "List, show, cancel deliveries."),
+    "dead": Lazy("outbox.commands.dead:dead", "List, show, redrive, discard dead letters."),
+    "status": Lazy("outbox.commands.status:status", "Show what is pending, in flight and dead."),
+    "doctor": Lazy("outbox.commands.status:doctor", "Find what is wrong, with the fix."),
+    "config": Lazy("outbox.commands.config:config", "Show the settings in force."),
+    "completion": Lazy("outbox.commands.config:completion", "Print a shell completion script."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    # For a user's own processors. Last, so that no file there stands in for one of ours.
+    if os.getcwd() not in sys.path:  # noqa: PTH109 (sys.path holds texts)
+        sys.path.append(os.getcwd())  # noqa: PTH109
+    try:
+        code = build().main(argv, "outbox", standalone_mode=False, obj=_wiring())
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        return _complain(_click_text(error), error.exit_code)
+    except OutboxError as error:
+        return _complain(str(error), error.exit_code)
+    except OSError as error:
+        return _output_lost(error)
+    except Exception as error:
+        if wants_traceback(os.environ):
+            raise
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return _complain(
+            f"{text[:300]} (this is a bug; run with OUTBOX_DEBUG=1 for the traceback)", 1
+        )
+    return code if isinstance(code, int) else 0
+
+
+def build() -> click.Group:
+    """The command line."""
+    group = LazyGroup(
+        "outbox",
+        lazy=COMMANDS,
+        params=[setting_option("database_url"), setting_option("config")],
+        help="Events from PostgreSQL, delivered at least once.",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        no_args_is_help=True,
+    )
+    return click.version_option(package_name="outboxd", message="outbox %(version)s")(group)
+
+
+def _complain(text: str, code: int) -> int:
+    for line in text.splitlines():
+        click.echo(f"Error: {line}", err=True)
+    return code
+
+
+def _output_lost(error: OSError) -> int:
+    """Whoever read our output has left, or it cannot be written. The interpreter must not fail
+    again when it flushes for the last time."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1 if isinstance(error, BrokenPipeError) else _complain(str(error), 1)
+
+
+def _click_text(error: click.ClickException) -> str:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message()
+    text = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    return f"{text} (see: {context.command_path} --help)" if context else text
+
+
+# -- wiring ---------------------------------------------------------------------------------------
+
+
+def _wiring() -> Wiring:
+    return Wiring(
+        open_courier=open_courier,
+        open_processors=open_processors,
+        check_url=_check_url,
+        check_headers=_check_headers,
+    )
+
+
+class _Courier:
+    """The broker's courier as the runtime calls it."""
+
+    def __init__(self, inner: BrokerCourier) -> None:
+        self._inner = inner
+
+    def send(self, token: int, ids: Sequence[UUID]) -> None:
+        from processors.broker import Batch
+
+        self._inner.send([Batch(token, ids)])
+
+    def depth(self) -> int:
+        return self._inner.depth()
+
+    def consume(self, accept: Accept, *, threads: int = 2) -> Consumer:
+        return self._inner.consume(accept, threads=threads)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def open_courier(settings: Settings) -> Courier:
+    """The courier of the broker in the settings. Nothing is connected yet."""
+    from processors.broker import open_broker
+
+    return _Courier(open_broker(settings.broker_url))
+
+
+@asynccontextmanager
+async def open_processors(settings: Settings) -> AsyncIterator[Processors]:
+    """The processors by kind, on the running loop, closed at the end."""
+    from processors.http import HttpClient
+    from processors.resolver import CaresResolver
+    from processors.webhook import WebhookProcessor
+
+    policy = _policy(settings)
+    resolver = CaresResolver()
+    client = HttpClient(policy, resolver, idle_max=IDLE_MAX, idle_per_host_max=IDLE_PER_HOST_MAX)
+    try:
+        yield {"webhook": WebhookProcessor(client, policy, time.time)}
+    finally:
+        client.close()
+        resolver.close()
+
+
+def _policy(settings: Settings) -> EgressPolicy:
+    from processors.egress import EgressPolicy
+
+    return EgressPolicy(
+        allow_cidrs=settings.egress_allow_cidrs,
+        allow_http=settings.egress_allow_http,
+        ports=settings.egress_ports,
+        ca_file=settings.ca_file,
+    )
+
+
+def _check_url(settings: Settings, url: str) -> None:
+    from processors.egress import parse_destination
+
+    parse_destination(url, _policy(settings))
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    from processors.webhook import check_custom_headers
+
+    check_custom_headers(headers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

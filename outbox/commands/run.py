@@ -1,0 +1,199 @@
+"""`outbox run` and `outbox worker`: prove that all is well, then run until told to stop.
+
+Owns the two signals: the first drains within OUTBOX_GRACE, the second ends now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+import structlog
+
+from outbox.commands.base import Wiring, pass_wiring, takes_settings
+from outbox.errors import ConfigurationError, UsageError
+from outbox.settings import OPTIONS, Settings
+
+if TYPE_CHECKING:
+    from outbox.runtime import Until
+    from outbox.secrets import KeyRing
+
+log = structlog.get_logger("outbox.run")
+
+PROCESSES_MAX = 256
+
+_common = takes_settings(
+    "listen_url", "broker_url", "instance", "lease", "grace", "retention", "log_format"
+)
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Do one round, deliver what it leased, and exit.")
+@click.option("--drain", is_flag=True, help="Exit when nothing is pending, leased or due.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0, PROCESSES_MAX),
+    default=0,
+    help="Worker processes to run beside the daemon. With memory:// there is always one, inside.",
+)
+@_common
+@pass_wiring
+def run(wiring: Wiring, once: bool, drain: bool, workers: int) -> None:
+    """Run the daemon: route events, lease deliveries, hand them to the workers.
+
+    The first SIGTERM or SIGINT finishes what runs within OUTBOX_GRACE, the second ends now.
+    """
+    from outbox.runtime import Until
+
+    if once and drain:
+        raise UsageError("--once and --drain exclude each other")
+    settings = wiring.settings
+    if settings.in_memory and workers > 1:
+        raise UsageError(
+            "memory:// has one worker, inside the daemon; for more set OUTBOX_BROKER_URL to a "
+            "redis:// or amqp:// server"
+        )
+    if once and workers and not settings.in_memory:
+        raise UsageError("--once does not wait for other processes; use --drain with --workers")
+    ring = _prepare(wiring, needs_keys=settings.in_memory or workers > 0)
+    until = Until.ONCE if once else Until.DRAINED if drain else Until.STOPPED
+    children = 0 if settings.in_memory else workers
+    _loop(_daemon(wiring, ring, until, children))
+
+
+@click.command()
+@click.option(
+    "--processes",
+    type=click.IntRange(1, PROCESSES_MAX),
+    default=1,
+    show_default=True,
+    help="Worker processes to run; more than one is supervised by this process.",
+)
+@click.option("--child-of", type=int, hidden=True, help="The supervising process.")
+@_common
+@pass_wiring
+def worker(wiring: Wiring, processes: int, child_of: int | None) -> None:
+    """Run workers: take what the daemon leased, deliver it, settle.
+
+    The first SIGTERM or SIGINT finishes what runs within OUTBOX_GRACE, the second ends now.
+    """
+    if wiring.settings.in_memory:
+        raise ConfigurationError(
+            "OUTBOX_BROKER_URL is memory://, which lives inside `outbox run`; set it to a redis:// "
+            "or amqp:// server to run workers apart"
+        )
+    ring = _prepare(wiring, needs_keys=True)
+    _loop(_workers(wiring, processes) if processes > 1 else _worker(wiring, ring, child_of))
+
+
+def _prepare(wiring: Wiring, *, needs_keys: bool) -> KeyRing | None:
+    """Logs, and the proofs that come before the first connection of a loop."""
+    from outbox.logs import configure_logs
+    from outbox.store.preflight import preflight
+
+    settings = wiring.settings
+    configure_logs(settings.log_format, debug=settings.debug)
+    ring = settings.key_ring() if settings.secret_key else None
+    preflight(settings.database, settings.instance, ring, needs_keys=needs_keys)
+    if ring is None and needs_keys:
+        log.warning("run.no_secret_key", hint="endpoints added later cannot be delivered to")
+    return ring
+
+
+async def _daemon(wiring: Wiring, ring: KeyRing | None, until: Until, children: int) -> None:
+    from outbox.runtime import run_daemon
+    from outbox.supervisor import Supervisor
+
+    settings = wiring.settings
+    supervisor = Supervisor(children, _child_environ(wiring))
+    stop = _stop_on_signals(supervisor.kill)
+    courier = wiring.open_courier(settings)
+    beside = asyncio.create_task(supervisor.run(stop, _grace_s(settings)))
+    try:
+        await run_daemon(
+            settings,
+            courier,
+            stop=stop,
+            open_processors=wiring.open_processors if settings.in_memory else None,
+            ring=ring,
+            until=until,
+        )
+    finally:
+        stop.set()
+        await beside
+        courier.close()
+
+
+async def _workers(wiring: Wiring, processes: int) -> None:
+    from outbox.supervisor import Supervisor
+
+    supervisor = Supervisor(processes, _child_environ(wiring))
+    stop = _stop_on_signals(supervisor.kill)
+    await supervisor.run(stop, _grace_s(wiring.settings))
+
+
+async def _worker(wiring: Wiring, ring: KeyRing | None, parent_pid: int | None) -> None:
+    from outbox.runtime import run_worker
+    from outbox.supervisor import end_with_parent
+
+    stop = _stop_on_signals()
+    parent = end_with_parent(parent_pid, stop.set) if parent_pid is not None else stop.wait()
+    watching = asyncio.ensure_future(parent)
+    courier = wiring.open_courier(wiring.settings)
+    try:
+        await run_worker(wiring.settings, courier, wiring.open_processors, stop=stop, ring=ring)
+    finally:
+        watching.cancel()
+        courier.close()
+
+
+def _grace_s(settings: Settings) -> float:
+    return settings.grace.total_seconds()
+
+
+def _child_environ(wiring: Wiring) -> Mapping[str, str]:
+    """The settings in force for a child: flags become variables, so that no secret stands in a
+    command line. Children have a little less time to end than their parent."""
+    environ = dict(wiring.environ)
+    for option in OPTIONS:
+        if option.name in wiring.flags:
+            environ[option.variable] = wiring.flags[option.name]
+    if "config" in wiring.flags:
+        environ["OUTBOX_CONFIG"] = wiring.flags["config"]
+    environ["OUTBOX_GRACE"] = f"{int(_grace_s(wiring.settings) * 900)}ms"
+    return environ
+
+
+def _stop_on_signals(on_second: Callable[[], None] = lambda: None) -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets. The second ends this process at once, with
+    what is in flight left to its leases."""
+    stop = asyncio.Event()
+
+    def signalled() -> None:
+        if not stop.is_set():
+            stop.set()
+            return
+        on_second()
+        sys.stderr.flush()
+        os._exit(0)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    return stop
+
+
+def _loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop where there is one."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    if sys.platform != "win32":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)

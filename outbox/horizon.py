@@ -1,0 +1,139 @@
+"""Decides what a relay may skip and how much it may hand out. Pure: no clock, no database.
+
+`Floor` keeps claims away from the old end of the pending table, where dead rows pile up while
+somebody holds a snapshot, and still finds what commits late. `Window` bounds what waits in the
+broker, so that waiting never outlives the lease and one organization's burst does not queue in
+front of another's event.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+MARGIN_S = 2.0
+"""How far the floor trails the newest id: longer than an insert takes to draw a transaction id."""
+
+SWEEP_S = 30.0
+"""A sweep below the floor runs at least this often, whatever the snapshots say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The transactions in progress, read from `pg_current_snapshot()`."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    @staticmethod
+    def parse(text: str) -> Snapshot:
+        """Read `xmin:xmax:xip,xip`."""
+        xmin, xmax, running = text.split(":")
+        return Snapshot(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
+
+
+class Floor:
+    """The scan floor of one relay. All times are seconds of one monotonic clock."""
+
+    def __init__(self, now: float) -> None:
+        self.value = 0
+        self._ahead: deque[tuple[float, int]] = deque()
+        self._watched: set[int] = set()
+        self._swept_at = now
+
+    def reached(self, now: float, event_id: int) -> None:
+        """Ids up to `event_id` had been drawn (no backlog) or claimed (backlog) at `now`."""
+        if event_id > (self._ahead[-1][1] if self._ahead else self.value):
+            self._ahead.append((now, event_id))
+
+    def candidate(self, now: float) -> int | None:
+        """The id the floor may rise to once a claim from the present floor has run."""
+        found = None
+        for at, event_id in self._ahead:
+            if at > now - MARGIN_S:
+                break
+            found = event_id
+        return found
+
+    def rise(self, to: int, before: Snapshot) -> None:
+        """Raise the floor. `before` was taken before the claim that found nothing left below
+        `to`: what it saw running may still commit there and is watched."""
+        while self._ahead and self._ahead[0][1] <= to:
+            self._ahead.popleft()
+        self.value = max(self.value, to)
+        self._watched |= before.running
+
+    def must_sweep(self, now: float, snapshot: Snapshot) -> bool:
+        """Whether rows may have appeared below the floor."""
+        ended = self._watched - snapshot.running
+        due = self.value > 0 and (bool(ended) or now - self._swept_at >= SWEEP_S)
+        if due:
+            self._watched -= ended
+            self._swept_at = now
+        return due
+
+
+QUEUE_S = 0.05
+"""How long a delivery may wait in the broker when workers keep up: bounds what one organization's
+burst puts in front of another's event."""
+
+BUCKET_S = 0.1
+RATE_KEPT_S = 3.0
+
+
+class Window:
+    """How many deliveries may be leased and not started.
+
+    At most what workers start in a quarter of a lease, aiming at what they start in `QUEUE_S`.
+    `waiting` is what is known to wait. The rate is the best of the last seconds, measured as sent minus what the broker still holds.
+    """
+
+    def __init__(self, lease_s: float, first: int = 250, least: int = 10) -> None:
+        self._quarter_s = lease_s / 4
+        self._first, self._least = first, least
+        self._factor = 1.0
+        self.waiting = 0
+        self._sent_in_bucket = 0
+        self._bucket_at: float | None = None
+        self._bucket_waiting = 0
+        self._rates: deque[tuple[float, float]] = deque()
+
+    def size(self) -> int:
+        """The present size, in deliveries."""
+        if not self._rates:
+            return self._first
+        rate = max(r for _, r in self._rates)
+        aim = min(max(self._first, rate * QUEUE_S), rate * self._quarter_s)
+        return max(self._least, int(aim * self._factor))
+
+    def room(self) -> int:
+        """How many more may be leased now, by what is known."""
+        return max(0, self.size() - self.waiting)
+
+    def sent(self, count: int) -> None:
+        """So many were handed to the broker."""
+        self.waiting += count
+        self._sent_in_bucket += count
+
+    def measured(self, now: float, waiting: int) -> None:
+        """The broker said that so many wait."""
+        self.waiting = waiting
+        if self._bucket_at is None:
+            self._bucket_at, self._bucket_waiting, self._sent_in_bucket = now, waiting, 0
+            return
+        elapsed = now - self._bucket_at
+        if elapsed < BUCKET_S:
+            return
+        if self._sent_in_bucket or self._bucket_waiting:
+            started = max(0, self._bucket_waiting + self._sent_in_bucket - waiting)
+            self._rates.append((now, started / elapsed))
+            while self._rates[0][0] < now - RATE_KEPT_S and len(self._rates) > 1:
+                self._rates.popleft()
+            self._factor = min(1.0, self._factor * 1.05)
+        self._bucket_at, self._bucket_waiting, self._sent_in_bucket = now, waiting, 0
+
+    def unstarted_expired(self, count: int) -> None:
+        """Leases ran out unstarted: the broker lost or delayed them, so hand out less."""
+        if count:
+            self._factor = max(0.05, self._factor / 2)

@@ -1,0 +1,376 @@
+"""The daemon's loop: claim, route, lease, hand to the broker.
+
+Owns the rhythm (when to look, when to sleep, when to sweep) and nothing else: what is true stands
+in PostgreSQL, what is decided stands in the statements. Any number of relays run beside each
+other. A relay outlives restarts of PostgreSQL and of the broker: it reports the change of state
+once, backs off and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from outbox.errors import OutboxError
+from outbox.handover import Depth, Handover, Send
+from outbox.horizon import Floor, Snapshot
+from outbox.store.connect import FAILED, REFUSED, HotConnection, describe
+from outbox.store.dispatch import Claim, Dispatch, Routed, Tick
+from outbox.store.listen import Bell
+
+log = structlog.get_logger("outbox.relay")
+
+
+FULL_S = 0.01
+"""How long the backlog of an organization whose every lane is full is left alone."""
+
+CLAIM_LEAST = 16
+"""The smallest claim: where an adapting claim begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """The numbers of a relay. Times in seconds.
+
+    `awake_s`: how long after the last work a relay keeps polling before it sleeps; `poll_s_max`
+    bounds the gap between such polls; `asleep_s`: the cheap look of a sleeping relay;
+    `poll_only_s`: the gap where no bell can be heard.
+    """
+
+    lease_s: float = 30.0
+    batch: int = 500
+    orgs_max: int = 64
+    lanes_max: int = 128
+    expiries_max: int = 5
+    awake_s: float = 0.1
+    poll_s_min: float = 0.001
+    poll_s_max: float = 0.004
+    asleep_s: float = 0.4
+    poll_only_s: float = 0.05
+    due_s: float = 0.25
+    look_s: float = 0.25
+    tend_s: float = 5.0
+    backoff_s_max: float = 5.0
+
+
+@dataclass(slots=True)
+class _Rhythm:
+    """When each periodic step ran last, on the relay's monotonic clock."""
+
+    worked_at: float
+    due_at: float = 0.0
+    looked_at: float = 0.0
+    tended_at: float = 0.0
+    poll_s: float = 0.001
+    lane_from: int = 0
+    org_from: str = ""
+    fair: bool = False
+    claim_max: int = CLAIM_LEAST
+    full: dict[str, float] = field(default_factory=dict)
+    asked_to_ring: bool = False
+
+
+class Relay:
+    """One relay. `open_connection` opens a hot connection; without a bell it only polls."""
+
+    def __init__(
+        self,
+        open_connection: Callable[[], Awaitable[HotConnection]],
+        send: Send,
+        depth: Depth,
+        config: RelayConfig | None = None,
+        *,
+        bell: Bell | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        token: Callable[[], int] = lambda: secrets.randbits(62),
+    ) -> None:
+        self._open = open_connection
+        self._config = config or RelayConfig()
+        self._bell = bell
+        self._clock = clock
+        self._token = token
+        self._stopping = asyncio.Event()
+        self.polled_at: float | None = None
+        self._broker = Handover(send, depth, self._config.lease_s, clock)
+        self._floor = Floor(clock())
+        self._rhythm = _Rhythm(clock())
+        self._dispatch: Dispatch | None = None
+
+    def stop(self) -> None:
+        """Stop claiming. What is leased stays with the broker and the workers."""
+        self._stopping.set()
+        if self._bell is not None:
+            self._bell.rung.set()
+
+    async def run(self) -> None:
+        """Relay until stopped."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                await self._connected()
+            except (*FAILED, OutboxError) as error:
+                await self._back_off("relay.database_lost", describe(error), failures)
+                failures = 0 if self._recently_polled() else failures + 1
+
+    def _recently_polled(self) -> bool:
+        return self.polled_at is not None and self._clock() - self.polled_at < 1.0
+
+    async def _back_off(self, event: str, text: str, failures: int) -> None:
+        if failures == 0:
+            log.warning(event, error=text)
+        await self._pause(min(self._config.backoff_s_max, 0.05 * 2 ** min(failures, 10)))
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _connected(self) -> None:
+        connection = await self._open()
+        try:
+            self._dispatch = Dispatch(connection, self._config.lease_s)
+            await self._dispatch.prepare()
+            self._floor = Floor(self._clock())
+            self._rhythm = _Rhythm(self._clock())
+            log.info("relay.connected", direct=connection.direct)
+            while not self._stopping.is_set():
+                await self._wait_for_broker(self._dispatch)
+                busy = await self._round(self._dispatch)
+                self.polled_at = self._clock()
+                if not busy:
+                    await self._idle(self._dispatch)
+        finally:
+            self._dispatch = None
+            await connection.raw.close()
+
+    async def _wait_for_broker(self, dispatch: Dispatch) -> None:
+        async def still_alive() -> None:
+            await dispatch.tick(self._floor.value)
+            self.polled_at = self._clock()
+
+        await self._broker.recover(
+            self._pause, still_alive, self._stopping.is_set, self._config.backoff_s_max
+        )
+
+    # -- one round ------------------------------------------------------------------------------
+
+    async def _round(self, dispatch: Dispatch) -> bool:
+        """Do what there is to do once; true if the next round should follow at once."""
+        now = self._clock()
+        if self._is_short():
+            await self._broker.measure(short=True)
+        tick = await self._look(dispatch, now)
+        room = self._broker.room()
+        routed = await self._route(dispatch, room, tick)
+        leased = await self._lease_due(dispatch, now)
+        await self._broker.measure(short=False)
+        worked = bool(routed or leased)
+        if worked:
+            self._rhythm.worked_at = now
+            self._rhythm.poll_s = self._config.poll_s_min
+        return worked
+
+    async def _look(self, dispatch: Dispatch, now: float) -> Tick | None:
+        """The periodic look: expired leases, late commits, the floor."""
+        rhythm = self._rhythm
+        if now - rhythm.looked_at < self._config.look_s:
+            return None
+        rhythm.looked_at = now
+        tick = await dispatch.tick(self._floor.value)
+        if tick.expired:
+            expired = await dispatch.expire(self._config.batch, self._config.expiries_max)
+            self._broker.window.unstarted_expired(expired.unstarted)
+            log.info(
+                "relay.leases_expired",
+                started=expired.started,
+                unstarted=expired.unstarted,
+                dead=expired.dead,
+            )
+        if self._floor.must_sweep(now, Snapshot.parse(tick.snapshot)):
+            await self._sweep(dispatch)
+        if now - rhythm.tended_at >= self._config.tend_s:
+            rhythm.tended_at = now
+            await self._tend(dispatch)
+        return tick
+
+    async def _tend(self, dispatch: Dispatch) -> None:
+        while await dispatch.tend(self._config.batch) >= self._config.batch:
+            pass
+
+    async def _sweep(self, dispatch: Dispatch) -> None:
+        while True:
+            claim = Claim(self._config.batch, floor=0, ceiling=self._floor.value)
+            routed = await self._claim(dispatch, claim, self._broker.room())
+            if routed.events < self._config.batch:
+                return
+
+    async def _route(self, dispatch: Dispatch, room: int, tick: Tick | None) -> int:
+        """Route one batch; returns the number of events."""
+        if room < self._least_room():
+            return 0
+        rhythm, config = self._rhythm, self._config
+        now = self._clock()
+        rhythm.full = {org: until for org, until in rhythm.full.items() if until > now}
+        fair = rhythm.fair or bool(rhythm.full)
+        events_max = min(rhythm.claim_max, room)
+        claim = Claim(
+            events_max,
+            floor=self._floor.value,
+            orgs_max=config.orgs_max if fair else 0,
+            org_from=rhythm.org_from,
+            orgs_skipped=list(rhythm.full),
+        )
+        routed = await self._claim(dispatch, claim, room)
+        rhythm.org_from = f"{routed.org_last}\x01" if fair and routed.org_last is not None else ""
+        if not fair:
+            self._raise_floor(routed, events_max, tick)
+        # Claims in order alternate with fair ones as long as they come back full: in order keeps
+        # the floor moving, fair keeps one organization's backlog from hiding another's event.
+        rhythm.fair = not fair and routed.events >= events_max
+        for org in routed.orgs_full:
+            rhythm.full[org] = now + FULL_S
+        # Where permits are what is short, claiming more would only write rows that wait.
+        if routed.waiting:
+            rhythm.claim_max = max(CLAIM_LEAST, routed.leased)
+        else:
+            rhythm.claim_max = min(config.batch, rhythm.claim_max * 2)
+        return routed.events
+
+    def _least_room(self) -> int:
+        """A claim has a price of its own: under load it waits until a fair batch fits."""
+        return min(self._config.batch // 2, max(1, self._broker.window.size() // 4))
+
+    def _raise_floor(self, routed: Routed, events_max: int, tick: Tick | None) -> None:
+        now = self._clock()
+        if routed.id_max is not None:
+            self._floor.reached(now, routed.id_max)
+        if tick is None:
+            return
+        complete = routed.events < events_max
+        candidate = self._floor.candidate(now)
+        if candidate is not None and (complete or (routed.id_max or 0) >= candidate):
+            self._floor.rise(candidate, Snapshot.parse(tick.snapshot))
+        if complete:
+            self._floor.reached(now, tick.newest_id)
+
+    async def _claim(self, dispatch: Dispatch, claim: Claim, window: int) -> Routed:
+        token = self._token()
+        try:
+            routed = await dispatch.route(claim, window, token)
+        except REFUSED as error:
+            return await self._split(dispatch, claim, window, describe(error))
+        await self._broker.hand(dispatch, token, routed.ids)
+        if routed.events:
+            log.debug(
+                "relay.routed",
+                events=routed.events,
+                deliveries=routed.deliveries,
+                leased=routed.leased,
+            )
+        return routed
+
+    async def _split(self, dispatch: Dispatch, claim: Claim, window: int, error: str) -> Routed:
+        """One event must not stop the others: claim fewer, at last one without its filters."""
+        log.error("relay.routing_failed", events_max=claim.events_max, error=error)
+        if claim.events_max > 1:
+            return await self._claim(
+                dispatch, replace(claim, events_max=claim.events_max // 2), window
+            )
+        if claim.filters:
+            return await self._claim(dispatch, replace(claim, filters=False), window)
+        raise OutboxError(f"an event cannot be routed: {error}")
+
+    async def _lease_due(self, dispatch: Dispatch, now: float) -> int:
+        """Lease due deliveries, in a share of their own; returns how many."""
+        rhythm, config = self._rhythm, self._config
+        if now < rhythm.due_at:
+            return 0
+        # At least a quarter of the window is theirs and never more than half of it.
+        share = min(
+            max(self._broker.window.size() // 4, self._broker.room() // 2), self._broker.room()
+        )
+        if share <= 0:
+            return 0
+        token = self._token()
+        found = await dispatch.lease_due(
+            rhythm.lane_from, config.lanes_max, min(share, config.batch), token
+        )
+        await self._broker.hand(dispatch, token, found.ids)
+        if found.idle:
+            await self._tend(dispatch)
+        rhythm.lane_from = found.lane_last or 0
+        again = 0.0 if found.ids else 0.02 if found.lane_last else config.due_s
+        if found.next_due_s is not None:
+            again = min(again, max(0.001, found.next_due_s))
+        rhythm.due_at = self._clock() + again
+        return len(found.ids)
+
+    def _is_short(self) -> bool:
+        window = self._broker.window
+        return window.room() < max(self._config.batch, window.size() // 2)
+
+    # -- rest -----------------------------------------------------------------------------------
+
+    async def _idle(self, dispatch: Dispatch) -> None:
+        """Wait for work: poll closely for a moment, then sleep until the bell or a timeout."""
+        config = self._config
+        if self._broker.room() < self._least_room():
+            await asyncio.sleep(config.poll_s_max)
+            return
+        if self._clock() - self._rhythm.worked_at < config.awake_s:
+            await self._poll(dispatch)
+            return
+        due_s = max(0.001, self._rhythm.due_at - self._clock())
+        if self._bell is None or not self._bell.heard:
+            await self._pause(min(config.poll_only_s, due_s))
+            return
+        await self._sleep(dispatch, self._bell, due_s)
+
+    async def _poll(self, dispatch: Dispatch) -> None:
+        """Look with one cheap statement until there is something to do or it is time to sleep."""
+        rhythm, config = self._rhythm, self._config
+        wake_at = min(
+            rhythm.worked_at + config.awake_s, rhythm.due_at, rhythm.looked_at + config.look_s
+        )
+        # Said once a waking: whoever commits now need not ring.
+        bell = 1 if rhythm.asked_to_ring else None
+        rhythm.asked_to_ring = False
+        while not self._stopping.is_set():
+            tick = await dispatch.tick(self._floor.value, bell)
+            bell = None
+            self.polled_at = self._clock()
+            if tick.pending or self._clock() >= wake_at:
+                return
+            await asyncio.sleep(rhythm.poll_s)
+            rhythm.poll_s = min(config.poll_s_max, rhythm.poll_s * 2)
+
+    async def _sleep(self, dispatch: Dispatch, bell: Bell, due_s: float) -> None:
+        """Ask capture to ring, make sure that nobody passed unheard, wait.
+
+        A transaction that read "awake" before the flag was set may commit without ringing. It was
+        in progress then, so the relay keeps polling until every transaction of that moment ended.
+        """
+        config, rung = self._config, bell.rung
+        rung.clear()
+        self._rhythm.asked_to_ring = True
+        tick = await dispatch.tick(self._floor.value, bell=2)
+        gate = Snapshot.parse(tick.snapshot)
+        wait_s = config.poll_s_min
+        until = self._clock() + min(config.asleep_s, due_s)
+        while not tick.pending and not rung.is_set() and self._clock() < until:
+            if Snapshot.parse(tick.snapshot).xmin >= gate.xmax:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(rung.wait(), max(0.0, until - self._clock()))
+                break
+            await asyncio.sleep(wait_s)
+            wait_s = min(0.025, wait_s * 2)
+            tick = await dispatch.tick(self._floor.value)
+        if tick.pending or rung.is_set():
+            # There is work: stay close for a while, a burst may follow.
+            self._rhythm.worked_at = self._clock()
+            self._rhythm.poll_s = config.poll_s_min

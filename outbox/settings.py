@@ -1,0 +1,318 @@
+"""The settings in force: one frozen object, read in one place, validated as a whole.
+
+A value comes from a flag, else from the environment, else from the TOML file that OUTBOX_CONFIG
+names, else from the default that stands here and nowhere else. Everything wrong is reported at
+once, each line naming the setting and what to write. Secrets never appear in a representation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from types import MappingProxyType
+
+from outbox.durations import format_duration, parse_duration
+from outbox.errors import ConfigurationError, OutboxError, UsageError
+from outbox.secrets import KeyRing
+
+Network = IPv4Network | IPv6Network
+
+DATABASE_EXAMPLE = "postgresql://user@host:5432/name"
+BROKER_SCHEMES = ("memory", "redis", "rediss", "amqp", "amqps")
+FILE_BYTES_MAX = 65536
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """What is in force. Lists are empty and texts None where nothing was said."""
+
+    database_url: str | None = None
+    listen_url: str | None = None
+    broker_url: str = "memory://"
+    secret_key: str | None = None
+    instance: str = "default"
+    lease: timedelta = timedelta(seconds=30)
+    grace: timedelta = timedelta(seconds=25)
+    retention: timedelta = timedelta(days=7)
+    egress_allow_cidrs: tuple[Network, ...] = ()
+    egress_allow_http: bool = False
+    egress_ports: frozenset[int] = frozenset()
+    ca_file: str | None = None
+    log_format: str | None = None
+    debug: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def database(self) -> str:
+        """The database URL. Raises ConfigurationError where none is set."""
+        if self.database_url is None:
+            raise ConfigurationError(
+                f"OUTBOX_DATABASE_URL is not set; set it to a URL such as {DATABASE_EXAMPLE}, "
+                "or pass --database-url"
+            )
+        return self.database_url
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the broker lives inside the daemon's process."""
+        return self.broker_url.startswith("memory:")
+
+    def key_ring(self) -> KeyRing:
+        """The keys for secrets at rest. Raises KeyMissing where none is set."""
+        return KeyRing.from_text(self.secret_key)
+
+    def shown(self) -> dict[str, object]:
+        """Every setting as it may be shown: durations as written, secrets masked."""
+        return {option.name: _shown(option, getattr(self, option.name)) for option in OPTIONS}
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{k}={v!r}' for k, v in self.shown().items())})"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting: how it is named outside, read and shown."""
+
+    name: str
+    read: Callable[[str], object]
+    help: str
+    secret: bool = False
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return f"OUTBOX_{self.name.upper()}"
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line, where a command takes it."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+def load_settings(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+    """Read all settings. `flags` maps setting names, and `config`, to what was given.
+
+    Raises ConfigurationError (UsageError if only flags are wrong) with one line for each mistake.
+    """
+    found: dict[str, _Given] = {}
+    errors: list[tuple[bool, str]] = []
+    _read_file(flags.get("config") or environ.get("OUTBOX_CONFIG"), found, errors)
+    for option in OPTIONS:
+        if environ.get(option.variable):
+            found[option.name] = _Given(environ[option.variable], option.variable, "environment")
+        if option.name in flags:
+            found[option.name] = _Given(flags[option.name], option.flag, "flag")
+    values: dict[str, object] = {}
+    for option in OPTIONS:
+        if given := found.get(option.name):
+            try:
+                values[option.name] = option.read(given.resolved(option))
+            except (OutboxError, ValueError) as error:
+                text = str(error)
+                line = text if option.variable in text else f"{given.place}: {text}"
+                errors.append((given.source == "flag", line))
+    if errors:
+        kind = UsageError if all(by_flag for by_flag, _ in errors) else ConfigurationError
+        raise kind("\n".join(line for _, line in errors))
+    sources = {name: given.source for name, given in found.items()}
+    return Settings(**values, sources=MappingProxyType(sources))  # type: ignore[arg-type]
+
+
+def wants_traceback(environ: Mapping[str, str]) -> bool:
+    """Whether OUTBOX_DEBUG asks for tracebacks; works where the settings themselves are wrong."""
+    return environ.get("OUTBOX_DEBUG", "").lower() in _TRUE
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A value as written, where it stands, and what kind of place that is."""
+
+    text: str
+    place: str
+    source: str
+    folder: Path = Path()
+
+    def resolved(self, option: Option) -> str:
+        """The value, read from the file where a secret is written as `@file`."""
+        if not (option.secret and self.text.startswith("@")):
+            return self.text
+        return read_secret_file(self.folder / self.text[1:])
+
+
+def read_secret_file(path: Path) -> str:
+    """The text of a file that holds one secret. Raises ConfigurationError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise ConfigurationError(f"{path} is too long to hold one secret")
+        return data.decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigurationError(f"cannot read {path}: {reason}") from error
+
+
+def _read_file(path: str | None, found: dict[str, _Given], errors: list[tuple[bool, str]]) -> None:
+    if not path:
+        return
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        errors.append((False, f"OUTBOX_CONFIG: cannot read {path}: {reason}"))
+        return
+    except tomllib.TOMLDecodeError as error:
+        errors.append((False, f"OUTBOX_CONFIG: {path} is not TOML: {error}"))
+        return
+    known = {option.name for option in OPTIONS}
+    for name, value in content.items():
+        if name not in known:
+            names = ", ".join(sorted(known))
+            errors.append((False, f"{path}: unknown setting {name!r}; known are: {names}"))
+        elif (text := _toml_text(value)) is None:
+            errors.append((False, f"{path}: {name} must be a text, a boolean or a list of texts"))
+        elif text:
+            found[name] = _Given(text, f"{name} in {path}", "file", Path(path).parent)
+
+
+def _toml_text(value: object) -> str | None:
+    """A TOML value in the form the environment would hold; None for what has none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int):
+        return str(value)
+    if isinstance(value, list) and all(type(item) in {str, int} for item in value):
+        return ",".join(map(str, value))
+    return None
+
+
+# -- how each kind of value is read ---------------------------------------------------------------
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _boolean(text: str) -> bool:
+    if text.strip().lower() in _TRUE | _FALSE:
+        return text.strip().lower() in _TRUE
+    raise ValueError(f"{text!r} is neither true nor false; write true or false")
+
+
+def _between(least: timedelta, most: timedelta) -> Callable[[str], timedelta]:
+    def read(text: str) -> timedelta:
+        value = parse_duration(text)
+        if not least <= value <= most:
+            bounds = f"{format_duration(least)} to {format_duration(most)}"
+            raise ValueError(f"{text} is out of range; write a duration from {bounds}")
+        return value
+
+    return read
+
+
+def _database_url(text: str) -> str:
+    if re.match(r"postgres(ql)?://|\s*\w+\s*=", text):
+        return text
+    raise ValueError(f"not a libpq URL; write for example {DATABASE_EXAMPLE}")  # it may be secret
+
+
+def _broker_url(text: str) -> str:
+    if text.partition("://")[0] in BROKER_SCHEMES and "://" in text:
+        return text
+    raise ValueError("not a broker URL; write redis://, rediss://, amqp:// or amqps:// with host "
+                     "and port, or memory://")  # fmt: skip
+
+
+def _secret_key(text: str) -> str:
+    KeyRing.from_text(text)
+    return text
+
+
+def _instance(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        return text
+    raise ValueError(f"{text!r} is not a name; write letters, digits, '.', '_' or '-', at most 100")
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(item) for item in _items(text))
+    except ValueError as error:
+        raise ValueError(f"{error}; write ranges by comma, for example 10.1.0.0/16") from error
+
+
+def _ports(text: str) -> frozenset[int]:
+    items = _items(text)
+    if all(re.fullmatch(r"[0-9]{1,5}", item) and 1 <= int(item) <= 65535 for item in items):
+        return frozenset(map(int, items))
+    raise ValueError(f"{text!r} is not a list of ports; write numbers by comma, for example 443")
+
+
+def _existing_file(text: str) -> str:
+    if Path(text).is_file() and os.access(text, os.R_OK):
+        return text
+    raise ValueError(f"{text!r} is not a readable file; write the path of a PEM file")
+
+
+def _log_format(text: str) -> str:
+    if text in {"json", "console"}:
+        return text
+    raise ValueError(f"{text!r} is not a log format; write json or console")
+
+
+_HOUR = timedelta(hours=1)
+OPTIONS: tuple[Option, ...] = (
+    Option("database_url", _database_url, "libpq URL of the database", secret=True),
+    Option("listen_url", _database_url, "direct URL for LISTEN, behind a pooler", secret=True),
+    Option("broker_url", _broker_url, "redis://, rediss://, amqp:// or memory://", secret=True),
+    Option("secret_key", _secret_key, "base64 of 32 bytes; several by comma", secret=True),
+    Option("instance", _instance, "name of this installation"),
+    Option("lease", _between(timedelta(seconds=1), _HOUR), "the right to try a delivery"),
+    Option("grace", _between(timedelta(0), _HOUR), "time to finish after a first signal"),
+    Option("retention", _between(timedelta(seconds=1), timedelta(days=3650)), "life of events"),
+    Option("egress_allow_cidrs", _networks, "private ranges that webhooks may reach"),
+    Option("egress_allow_http", _boolean, "permit webhooks over plain http"),
+    Option("egress_ports", _ports, "ports that webhooks may name"),
+    Option("ca_file", _existing_file, "PEM file of further authorities to trust"),
+    Option("log_format", _log_format, "json or console"),
+    Option("debug", _boolean, "tracebacks and debug lines"),
+)
+
+
+# -- how each is shown ----------------------------------------------------------------------------
+
+_PASSWORD = re.compile(r"(\b\w*password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]*)", re.IGNORECASE)
+
+
+def masked_url(url: str) -> str:
+    """A URL or libpq connection string without its passwords."""
+    url = re.sub(r"^([a-z]+://[^/?#]*?):[^/?#]*@", r"\1:***@", url)
+    if "://" in url and "@" in re.sub(r"^[a-z]+://[^@]*@", "", url).partition("?")[0]:
+        return url.partition("://")[0] + "://***"  # a password with an unescaped / or @
+    return _PASSWORD.sub(r"\1***", url)
+
+
+def _shown(option: Option, value: object) -> object:
+    match value:
+        case timedelta():
+            return format_duration(value)
+        case frozenset():
+            return sorted(value)
+        case tuple():
+            return [str(item) for item in value]
+        case str() if option.name == "secret_key":
+            count = len(_items(value))
+            return f"*** ({count} key{'s' if count > 1 else ''})"
+        case str() if option.secret:
+            return masked_url(value)
+        case _:
+            return value

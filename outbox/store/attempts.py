@@ -1,0 +1,136 @@
+"""The statements of a worker: take, settle, extend, and the endpoints it delivers to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from outbox.store.connect import HotConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A started attempt, as `take.sql` returns it."""
+
+    id: UUID
+    token: int
+    lease_left_s: float
+    attempt: int
+    event_id: int
+    type: str
+    occurred_at: str
+    payload: str
+    headers: str | None
+    org_id: str | None
+    subject: str | None
+    subscription_id: int
+    kind: str
+    body_format: int
+    retry: str
+    age_left_s: float | None
+    endpoint_id: int | None
+    endpoint_revision: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How one attempt ends: `verdict` is delivered, retry, dead or release."""
+
+    id: UUID
+    token: int
+    verdict: str
+    charged: bool
+    reason: str
+    delay_s: float | None
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A sealed signing key; `expires_in_s` is set while it is being rotated out."""
+
+    id: int
+    kind: str
+    sealed: bytes
+    expires_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEndpoint:
+    """An endpoint as it lies in the database, secrets sealed, keys newest first."""
+
+    id: int
+    org_id: str | None
+    url: str
+    headers_sealed: bytes | None
+    timeout_s: float
+    gone_disables: bool
+    revision: int
+    keys: tuple[StoredKey, ...]
+
+
+class Attempts:
+    """A worker's statements over one hot connection."""
+
+    def __init__(self, connection: HotConnection) -> None:
+        self._connection = connection
+
+    async def take(self, leases: Sequence[tuple[UUID, int]]) -> list[Taken]:
+        """Start what may be started of (id, token) pairs; the rest does not come back."""
+        params = {
+            "now": None,
+            "ids": [delivery_id for delivery_id, _ in leases],
+            "tokens": [token for _, token in leases],
+        }
+        cursor = await self._connection.run("take", params)
+        return [Taken(*row) for row in await cursor.fetchall()]
+
+    async def settle(self, ended: Sequence[Settlement]) -> set[UUID]:
+        """End attempts; returns the ids that were still ours."""
+        params = {
+            "now": None,
+            "ids": [s.id for s in ended],
+            "tokens": [s.token for s in ended],
+            "verdicts": [s.verdict for s in ended],
+            "charged": [s.charged for s in ended],
+            "reasons": [s.reason for s in ended],
+            "delays_s": [s.delay_s for s in ended],
+            "details": [s.detail for s in ended],
+        }
+        cursor = await self._connection.run("settle", params)
+        return {row[0] for row in await cursor.fetchall()}
+
+    async def extend(self, leases: Sequence[tuple[UUID, int]], lease_s: float) -> set[UUID]:
+        """Lengthen leases to `lease_s` from now; returns the ids that were still ours."""
+        params = {
+            "now": None,
+            "ids": [delivery_id for delivery_id, _ in leases],
+            "tokens": [token for _, token in leases],
+            "lease_s": lease_s,
+        }
+        cursor = await self._connection.run("extend", params)
+        return {row[0] for row in await cursor.fetchall()}
+
+    async def release(self, token: int, ids: Sequence[UUID]) -> None:
+        """Give back leases that were never started."""
+        await self._connection.run("release", {"token": token, "ids": list(ids)})
+
+    async def endpoints(self, ids: Iterable[int]) -> list[StoredEndpoint]:
+        """Endpoints with the keys that are valid now."""
+        cursor = await self._connection.run("load_endpoints", {"ids": list(ids)})
+        return [_endpoint(row) for row in await cursor.fetchall()]
+
+    async def disable_endpoint(self, endpoint_id: int, reason: str) -> None:
+        """Disable an endpoint that said it is gone."""
+        params = {"id": endpoint_id, "reason": reason}
+        await self._connection.run("disable_endpoint", params, locked=True)
+
+
+def _endpoint(row: tuple[Any, ...]) -> StoredEndpoint:
+    keys = tuple(StoredKey(*key) for key in zip(*(c or () for c in row[7:]), strict=True))
+    endpoint_id, org_id, url, headers_sealed, timeout_s, gone_disables, revision = row[:7]
+    return StoredEndpoint(
+        endpoint_id, org_id, url, headers_sealed, timeout_s, gone_disables, revision, keys
+    )

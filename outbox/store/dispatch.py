@@ -1,0 +1,161 @@
+"""The statements of a relay: route, lease, take back, tend. Each is one transaction.
+
+Every transaction that leases runs under the dispatch lock, so that limits are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from outbox.store.connect import HotConnection
+
+Params = dict[str, Any]
+
+ID_MAX = 2**63 - 1
+
+
+def split_ids(packed: bytes | None) -> list[UUID]:
+    """Delivery ids from their packed form, 16 bytes each."""
+    data = packed or b""
+    return [UUID(bytes=data[i : i + 16]) for i in range(0, len(data), 16)]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Which pending events to claim. `orgs_max` 0 claims in order of id; otherwise fairly over at
+    most that many organizations, from `org_from` on, leaving `orgs_skipped` alone. Without
+    `filters` every filter passes."""
+
+    events_max: int
+    floor: int = 0
+    ceiling: int = ID_MAX
+    orgs_max: int = 0
+    org_from: str = ""
+    orgs_skipped: Sequence[str] = ()
+    filters: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What one routing transaction did. `waiting` deliveries could go but found no permit."""
+
+    ids: list[UUID]
+    events: int
+    deliveries: int
+    leased: int
+    waiting: int
+    id_max: int | None
+    org_last: str | None
+    orgs_full: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """What one leasing transaction found. `idle` counts due rows that are not to be tried."""
+
+    ids: list[UUID]
+    lane_last: int | None
+    next_due_s: float | None
+    idle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Leases that ran out: started, unstarted, and how many of the started are now dead."""
+
+    started: int
+    unstarted: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One look at what a relay waits for; `snapshot` is `xmin:xmax:xip,...`."""
+
+    pending: bool
+    expired: bool
+    snapshot: str
+    newest_id: int
+
+
+class Dispatch:
+    """The relay's statements over one hot connection. `lease_s` is the length of a lease."""
+
+    def __init__(self, connection: HotConnection, lease_s: float) -> None:
+        self._connection = connection
+        self._lease_s = lease_s
+
+    async def prepare(self) -> None:
+        """Set what holds for the session, where there is a session of our own."""
+        if self._connection.direct:
+            # A crash may undo a routing transaction whose leases were already handed out: the
+            # take finds no row and the event is routed again. The settle's commit, which waits,
+            # makes everything before it durable.
+            await self._connection.raw.execute("SET synchronous_commit = off")
+
+    async def _one(self, name: str, params: Params, *, locked: bool = False) -> tuple[Any, ...]:
+        cursor = await self._connection.run(name, params, locked=locked)
+        row = await cursor.fetchone()
+        assert row is not None
+        return row
+
+    async def route(self, claim: Claim, window: int, token: int) -> Routed:
+        """Claim pending events, make their deliveries, lease at most `window` of them."""
+        row = await self._one(
+            "route",
+            {
+                "now": None,
+                "floor": claim.floor,
+                "ceiling": claim.ceiling,
+                "events_max": claim.events_max,
+                "orgs_max": claim.orgs_max,
+                "org_from": claim.org_from,
+                "orgs_skipped": list(claim.orgs_skipped),
+                "filters": claim.filters,
+                "window": window,
+                "token": token,
+                "lease_s": self._lease_s,
+            },
+            locked=True,
+        )
+        return Routed(
+            split_ids(row[0]), row[1], row[2], row[3], row[4], row[5], row[6], row[7] or []
+        )
+
+    async def lease_due(self, lane_from: int, lanes_max: int, window: int, token: int) -> Leased:
+        """Lease scheduled deliveries that are due, fair over lanes, within permits."""
+        row = await self._one(
+            "lease_due",
+            {
+                "now": None,
+                "lane_from": lane_from,
+                "lanes_max": lanes_max,
+                "window": window,
+                "token": token,
+                "lease_s": self._lease_s,
+            },
+            locked=True,
+        )
+        return Leased(split_ids(row[0]), row[2], row[3], row[4])
+
+    async def expire(self, rows_max: int, expiries_max: int) -> Expired:
+        """Take back leases that ran out."""
+        params = {"now": None, "rows_max": rows_max, "expiries_max": expiries_max}
+        return Expired(*await self._one("expire_leases", params))
+
+    async def tend(self, rows_max: int) -> int:
+        """End or hold due deliveries that are not to be tried; returns how many."""
+        row = await self._one("tend_due", {"now": None, "rows_max": rows_max}, locked=True)
+        return int(row[0])
+
+    async def release(self, token: int, ids: Sequence[UUID]) -> None:
+        """Give back unstarted leases at once."""
+        await self._connection.run("release", {"token": token, "ids": list(ids)})
+
+    async def tick(self, floor: int, bell: int | None = None) -> Tick:
+        """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring."""
+        row = await self._one("tick", {"floor": floor, "bell": bell})
+        return Tick(*row[:4])

@@ -1,0 +1,76 @@
+"""The small statements a daemon sends beside its loops: signs of life, and whether work is left.
+
+`upkeep` owns the connection of such a periodic task: it opens it when needed, opens it again when
+it breaks, and says so once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from outbox.errors import OutboxError
+from outbox.store.connect import HotConnection, describe
+from outbox.store.statements import statement
+
+log = structlog.get_logger("outbox.upkeep")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A running relay or worker, as `outbox.node` shows it. `kind` is `relay` or `worker`."""
+
+    id: UUID
+    kind: str
+    host: str
+    pid: int
+
+
+async def beat(connection: HotConnection, node: Node) -> None:
+    """Say that this node is alive."""
+    await connection.raw.execute(
+        statement("node_beat"),
+        {"id": node.id, "kind": node.kind, "host": node.host, "pid": node.pid},
+    )
+
+
+async def leave(connection: HotConnection, node: Node) -> None:
+    """Say that this node ended in order; it no longer counts as alive."""
+    await connection.raw.execute(statement("node_leave"), {"id": node.id})
+
+
+async def owed_now(connection: HotConnection) -> bool:
+    """Whether anything is pending, leased or due at this moment."""
+    row = await (await connection.raw.execute(statement("owed_now"))).fetchone()
+    return bool(row is not None and row[0])
+
+
+async def upkeep(
+    name: str,
+    open_connection: Callable[[], Awaitable[HotConnection]],
+    every_s: float,
+    body: Callable[[HotConnection], Awaitable[None]],
+) -> None:
+    """Run `body` every `every_s` seconds until cancelled, whatever happens to the database."""
+    failing = False
+    while True:
+        try:
+            connection = await open_connection()
+            try:
+                while True:
+                    await body(connection)
+                    failing = False
+                    await asyncio.sleep(every_s)
+            finally:
+                await connection.raw.close()
+        except (psycopg.Error, OutboxError, OSError) as error:
+            if not failing:
+                text = describe(error) if isinstance(error, psycopg.Error) else str(error)
+                log.warning("upkeep.failed", task=name, error=text)
+            failing = True
+        await asyncio.sleep(every_s)

@@ -1,0 +1,161 @@
+"""Installs, removes and lists capture on tables, for the command line.
+
+The work is done by the functions of the schema `outbox`; this module names the table the way
+people write it, passes options and turns the database's refusals into one line each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+
+from outbox.errors import NotFound, OutboxError, PermissionRefused, UsageError
+from outbox.store.connect import describe, translate
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+OPERATIONS = ("insert", "update", "delete", "truncate")
+
+LOCK_TIMEOUT = "5s"
+"""How long to wait for a busy table: while we wait, its writers queue behind us."""
+
+_NAME_PART = re.compile(r'"((?:[^"]|"")+)"|([^\W\d][\w$]*)')
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A watched table. `table` is None where the table is gone and its functions stayed."""
+
+    schema: str | None
+    table: str | None
+    options: dict[str, Any]
+    problems: list[str]
+
+
+def parse_table(text: str) -> tuple[str, str]:
+    """Schema and table of `TABLE` or `SCHEMA.TABLE`, either quoted or not, as PostgreSQL reads them.
+
+    Without a schema it is `public`: the answer must not depend on the session's search path.
+    Raises UsageError where the text is no such name.
+    """
+    parts: list[str] = []
+    position = 0
+    while match := _NAME_PART.match(text, position):
+        quoted, plain = match.groups()
+        parts.append(quoted.replace('""', '"') if quoted is not None else plain.lower())
+        position = match.end()
+        if position == len(text) or text[position] != ".":
+            break
+        position += 1
+    if position != len(text) or not 1 <= len(parts) <= 2:
+        raise UsageError(
+            f'{text!r} is not a table name; write TABLE, SCHEMA.TABLE or "Schema"."Table"'
+        )
+    return (parts[0], parts[1]) if len(parts) == 2 else ("public", parts[0])
+
+
+def watch(
+    connection: Connection,
+    table: str,
+    *,
+    org_column: str | None = None,
+    type_prefix: str | None = None,
+    subject_columns: Sequence[str] | None = None,
+    operations: Sequence[str] = OPERATIONS,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    condition: str | None = None,
+    old: bool = True,
+) -> bool:
+    """Install capture on `table`, or change it; returns whether anything changed.
+
+    Without `subject_columns` the primary key names the subject. `condition` is a true-or-false SQL
+    expression over the row. Raises NotFound, UsageError or PermissionRefused; nothing is half-done.
+    """
+    with _refusals(connection, table):
+        oid = _find(connection, table)
+        row = connection.execute(
+            "SELECT outbox.watch(%s::oid::regclass, %s, %s, %s::text[], %s::text[], %s::text[],"
+            " %s::text[], %s, %s)",
+            [
+                oid,
+                org_column,
+                type_prefix,
+                _listed(subject_columns),
+                list(operations),
+                _listed(include),
+                _listed(exclude),
+                condition,
+                old,
+            ],
+        ).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def unwatch(connection: Connection, table: str) -> bool:
+    """Remove capture from `table`; returns whether there was any."""
+    with _refusals(connection, table):
+        oid = _find(connection, table)
+        row = connection.execute("SELECT outbox.unwatch(%s::oid::regclass)", [oid]).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def watches(connection: Connection) -> list[Watch]:
+    """Every watched table with its options and what is wrong with it."""
+    rows = connection.execute("SELECT * FROM outbox.watches()").fetchall()
+    return [Watch(*row) for row in rows]
+
+
+def forget(connection: Connection) -> int:
+    """Drop the trigger functions whose table is gone; returns how many there were."""
+    row = connection.execute("SELECT outbox.forget()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _listed(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
+
+
+def _find(connection: Connection, table: str) -> int:
+    schema, name = parse_table(table)
+    row = connection.execute(
+        "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s",
+        [schema, name],
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"there is no table {schema}.{name}; write SCHEMA.TABLE")
+    return int(row[0])
+
+
+@contextmanager
+def _refusals(connection: Connection, table: str) -> Iterator[None]:
+    """Inside, all happens in one transaction, and errors of the database leave as ours."""
+    try:
+        with connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
+            yield
+    except pg.InsufficientPrivilege as error:
+        raise PermissionRefused(describe(error)) from error
+    except pg.LockNotAvailable as error:
+        raise OutboxError(
+            f"{table} is in use by a long transaction; try again when it has ended"
+        ) from error
+    except (
+        pg.UndefinedColumn,
+        pg.WrongObjectType,
+        pg.ObjectInUse,
+        pg.FeatureNotSupported,
+    ) as error:
+        raise UsageError(describe(error)) from error
+    except psycopg.Error as error:
+        raise translate(error) from error

@@ -1,0 +1,59 @@
+"""What a worker hands to a processor: one taken delivery and the endpoint it goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """One key of an endpoint, opened. `kind` is `hmac` (raw secret bytes) or `ed25519` (the
+    32-byte seed)."""
+
+    kind: str
+    material: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The destination of a webhook subscription with its secrets opened.
+
+    `keys` holds every key that is valid now, newest first (several during a rotation).
+    `headers` are the operator's custom headers, including an optional `Authorization`.
+    `gone_disables` says whether HTTP 410 disables the endpoint. `timeout` bounds one attempt
+    from DNS to the last body byte.
+    """
+
+    id: str
+    org_id: str | None
+    url: str
+    keys: tuple[SigningKey, ...]
+    headers: Mapping[str, str]
+    timeout: timedelta
+    gone_disables: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One attempt to make. `body_format` 1 is the standard body, 2 that of database webhooks.
+
+    `occurred_at` is the event's time as it stands in the body (ISO 8601, UTC, microseconds);
+    `payload` is the stored JSON text of the event, to be passed on without decoding.
+    `attempt` counts from 1 within the present budget. For `body_format` 2 `record` and
+    `old_record` hold the raw JSON text of those members (or None).
+    """
+
+    delivery_id: UUID
+    event_id: int
+    type: str
+    occurred_at: str
+    payload: bytes
+    attempt: int
+    body_format: int
+    endpoint: Endpoint
+    org_id: str | None = None
+    subject: str | None = None
+    headers: Mapping[str, str] | None = None

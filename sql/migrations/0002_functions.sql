@@ -1,0 +1,166 @@
+-- The functions of Outbox: emit, the pieces the polled statements share, the guards, the grants.
+-- compatible-from: 1
+
+-- Facts stay as they were written: for everyone, the owner included. Retention empties whole
+-- slots, and only in a transaction that says so.
+CREATE FUNCTION outbox.refuse_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path = '' AS $$
+BEGIN
+    IF TG_OP = 'TRUNCATE' AND pg_catalog.current_setting('outbox.retention', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION 'outbox: % is append-only, % is refused', TG_TABLE_NAME, TG_OP
+        USING ERRCODE = 'restrict_violation',
+              HINT = 'Facts are never changed; retention clears whole slots by itself.';
+END
+$$;
+
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON outbox.event
+    FOR EACH ROW EXECUTE FUNCTION outbox.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON outbox.journal
+    FOR EACH ROW EXECUTE FUNCTION outbox.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON outbox.subscription_revision
+    FOR EACH ROW EXECUTE FUNCTION outbox.refuse_change();
+
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT p || '_' || s FROM unnest(ARRAY['event', 'journal']) p, generate_series(0, 7) s
+        UNION ALL VALUES ('event'), ('journal'), ('subscription_revision') LOOP
+        EXECUTE format('CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON outbox.%I '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION outbox.refuse_change()', name);
+    END LOOP;
+END
+$$;
+
+-- The idempotency key of event x subscription x generation: a UUID of version 8 (RFC 9562 5.8)
+-- whose first 48 bits are the event's time in milliseconds, so that keys of one hour lie side by
+-- side in an index, and whose other bits come from SHA-256, so that they tell nothing.
+CREATE FUNCTION outbox.delivery_id(
+    event_id bigint, created_at timestamptz, subscription_id bigint, generation integer, salt uuid
+) RETURNS uuid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT pg_catalog.encode(
+        pg_catalog.substr(pg_catalog.int8send(
+            pg_catalog.floor(pg_catalog.date_part('epoch', created_at) * 1000)::bigint), 3, 6)
+        || pg_catalog.set_byte(pg_catalog.set_byte(h, 0, (pg_catalog.get_byte(h, 0) & 15) | 128),
+                               2, (pg_catalog.get_byte(h, 2) & 63) | 128), 'hex')::uuid
+    FROM (SELECT pg_catalog.substr(pg_catalog.sha256(
+        pg_catalog.uuid_send(salt) || pg_catalog.int8send(event_id)
+        || pg_catalog.int8send(subscription_id) || pg_catalog.int4send(generation)), 1, 10) AS h) x
+$$;
+
+-- Does a type match one of the patterns: exact, `orders.*`, or `*` (all but our own `outbox.*`)?
+CREATE FUNCTION outbox.type_matches(type text, patterns text[]) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT type = ANY (patterns)
+        OR ('*' = ANY (patterns) AND NOT pg_catalog.starts_with(type, 'outbox.'))
+        OR EXISTS (SELECT FROM pg_catalog.unnest(patterns) p
+                   WHERE pg_catalog.right(p, 2) = '.*' AND pg_catalog.starts_with(type, pg_catalog.left(p, -1)))
+$$;
+
+-- Does the payload pass a filter (an SQL/JSON path predicate)? What cannot be judged, for example
+-- a payload holding \u0000, passes: a filter that fails must not lose an event.
+CREATE FUNCTION outbox.filter_passes(filter text, payload json) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+BEGIN
+    RETURN coalesce(pg_catalog.jsonb_path_match(payload::jsonb, filter::jsonpath, '{}', true), false);
+EXCEPTION
+    WHEN OTHERS THEN RETURN true;
+END
+$$;
+
+-- The largest payload that emit takes and capture keeps whole, in bytes.
+CREATE FUNCTION outbox.payload_bytes_max() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT 1048576';
+
+-- Ring the relays if they sleep. Must run after the insert into `pending`: whoever reads "awake"
+-- here had its row inserted before the relay looked for the last time.
+CREATE FUNCTION outbox.ring_bell() RETURNS void
+LANGUAGE plpgsql SET search_path = '' AS $$
+BEGIN
+    IF (SELECT last_value FROM outbox.bell) = 2 THEN
+        PERFORM pg_catalog.pg_notify('outbox', '');
+    END IF;
+END
+$$;
+
+-- Emit one event in the caller's transaction; returns its id, or the first event's id where
+-- `dedupe_key` was used before (in this organization, within its lifetime).
+-- `payload` is json, jsonb, or text that holds JSON.
+CREATE FUNCTION outbox.emit(
+    type text,
+    payload anycompatible,
+    org_id text DEFAULT NULL,
+    subject text DEFAULT NULL,
+    ordering_key text DEFAULT NULL,
+    headers json DEFAULT NULL,
+    deliver_at timestamptz DEFAULT NULL,
+    expires_at timestamptz DEFAULT NULL,
+    dedupe_key text DEFAULT NULL,
+    dedupe_for interval DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+#variable_conflict use_variable
+DECLARE
+    v_id bigint;
+    v_first bigint;
+    v_slot smallint;
+    v_payload json;
+BEGIN
+    IF emit.type IS NULL OR emit.type !~ '^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$' OR pg_catalog.length(emit.type) > 200 THEN
+        RAISE EXCEPTION 'outbox: event type % is not of the form orders.paid (letters, digits, _ and -, joined by dots, at most 200)',
+            coalesce(pg_catalog.quote_literal(pg_catalog.left(emit.type, 200)), 'null') USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF pg_catalog.starts_with(emit.type, 'outbox.') THEN
+        RAISE EXCEPTION 'outbox: types that begin with outbox. are reserved' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF emit.org_id = '' OR pg_catalog.length(emit.org_id) > 200 THEN
+        RAISE EXCEPTION 'outbox: org_id must have 1 to 200 characters; leave it null for a system-wide event'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF pg_catalog.pg_typeof(payload) NOT IN ('json'::regtype, 'jsonb'::regtype, 'text'::regtype) THEN
+        RAISE EXCEPTION 'outbox: payload must be json, jsonb or text, not %', pg_catalog.pg_typeof(payload)
+            USING ERRCODE = 'datatype_mismatch', HINT = 'Write to_json(value).';
+    END IF;
+    v_payload := coalesce(payload::text, 'null')::json;
+    IF pg_catalog.octet_length(v_payload::text) > outbox.payload_bytes_max() THEN
+        RAISE EXCEPTION 'outbox: payload of % bytes exceeds the limit of % bytes',
+            pg_catalog.octet_length(v_payload::text), outbox.payload_bytes_max()
+            USING ERRCODE = 'program_limit_exceeded',
+                  HINT = 'Store the document and emit a reference to it.';
+    END IF;
+    IF headers IS NOT NULL AND (pg_catalog.json_typeof(headers) <> 'object' OR pg_catalog.octet_length(headers::text) > 8192) THEN
+        RAISE EXCEPTION 'outbox: headers must be a JSON object of at most 8192 bytes' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF expires_at IS NOT NULL AND expires_at <= coalesce(deliver_at, '-infinity'::timestamptz) THEN
+        RAISE EXCEPTION 'outbox: expires_at must be after deliver_at' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF ordering_key IS NOT NULL THEN
+        -- Ids of one key must be drawn in the order in which their transactions commit.
+        PERFORM pg_catalog.pg_advisory_xact_lock(
+            pg_catalog.hashtextextended(coalesce(emit.org_id, '') || E'\x01' || ordering_key, 7861));
+    END IF;
+    v_id := pg_catalog.nextval('outbox.event_id');
+    IF dedupe_key IS NOT NULL THEN
+        INSERT INTO outbox.dedupe AS d (org, key, event_id, expires_at)
+        VALUES (coalesce(emit.org_id, ''), dedupe_key, v_id, pg_catalog.clock_timestamp() + coalesce(dedupe_for, '7 days'))
+        ON CONFLICT (org, key) DO UPDATE SET event_id = excluded.event_id, expires_at = excluded.expires_at
+            WHERE d.expires_at <= pg_catalog.clock_timestamp()
+        RETURNING d.event_id INTO v_first;
+        IF v_first IS NULL THEN
+            SELECT d.event_id INTO v_first FROM outbox.dedupe d
+            WHERE d.org = coalesce(emit.org_id, '') AND d.key = dedupe_key;
+            RETURN v_first;
+        END IF;
+    END IF;
+    v_slot := (SELECT last_value FROM outbox.ring_slot);
+    INSERT INTO outbox.event (id, slot, type, org_id, subject, ordering_key, payload, headers, created_at, deliver_at, expires_at)
+    VALUES (v_id, v_slot, emit.type, emit.org_id, subject, ordering_key, v_payload, headers,
+            pg_catalog.clock_timestamp(), deliver_at, expires_at);
+    INSERT INTO outbox.pending (id, slot, org) VALUES (v_id, v_slot, coalesce(emit.org_id, ''));
+    PERFORM outbox.ring_bell();
+    RETURN v_id;
+END
+$$;

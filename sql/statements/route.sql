@@ -1,0 +1,160 @@
+-- Claims pending events, matches them, creates their deliveries, and leases what may go at once.
+--
+-- Runs under the dispatch lock (dispatch_lock.sql), so that limits are exact and subscriptions do
+-- not change meanwhile. One of two claims is active: in order of id (`orgs_max` = 0), or fair over
+-- organizations by a loose scan of at most `orgs_max` of them from `org_from` on.
+--
+-- now            timestamptz or null: the clock, for tests; null means the server's
+-- floor, ceiling bigint: only floor < id <= ceiling
+-- events_max     int: events to claim at most
+-- orgs_max       int: 0, or how many organizations a fair claim visits
+-- org_from       text: where the loose scan begins ('' = the first)
+-- orgs_skipped   text[]: organizations a fair claim leaves alone
+-- filters        boolean: false passes every filter, for an event whose filter takes too long
+-- window         int: leases to hand out at most
+-- token          bigint: the lease token
+-- lease_s        float8: length of the lease in seconds
+-- One row: ids (bytea, 16 bytes a leased delivery, organizations in turn), events, deliveries,
+-- leased, waiting (ready but without a permit), id_max (of the claimed), org_last (visited), orgs_full (text[]: all of whose deliveries
+-- had to wait)
+WITH RECURSIVE clock AS MATERIALIZED (
+    SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
+           (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
+),
+epoch AS MATERIALIZED (
+    SELECT i.first_event_id, i.salt, i.hold_event_id FROM outbox.installation i
+),
+in_order AS MATERIALIZED (
+    SELECT p.id FROM outbox.pending p
+    WHERE %(orgs_max)s::int = 0 AND p.id > %(floor)s::bigint AND p.id <= %(ceiling)s::bigint
+    ORDER BY p.id LIMIT %(events_max)s::int
+    FOR UPDATE SKIP LOCKED
+),
+orgs (org, n) AS (
+    (SELECT p.org, 1 FROM outbox.pending p
+     WHERE %(orgs_max)s::int > 0 AND p.org >= %(org_from)s::text COLLATE "C"
+       AND p.id > %(floor)s::bigint AND p.id <= %(ceiling)s::bigint
+     ORDER BY p.org, p.id LIMIT 1)
+    UNION ALL
+    SELECT next.org, o.n + 1 FROM orgs o CROSS JOIN LATERAL (
+        SELECT p.org FROM outbox.pending p
+        WHERE p.org > o.org AND p.id > %(floor)s::bigint AND p.id <= %(ceiling)s::bigint
+        ORDER BY p.org, p.id LIMIT 1) next
+    WHERE o.n < %(orgs_max)s::int
+),
+fair AS MATERIALIZED (
+    SELECT c.id FROM (
+        SELECT o.org, count(*) OVER () AS n FROM orgs o WHERE o.org <> ALL (%(orgs_skipped)s::text[])
+    ) o CROSS JOIN LATERAL (
+        SELECT p.id FROM outbox.pending p
+        WHERE p.org = o.org AND p.id > %(floor)s::bigint AND p.id <= %(ceiling)s::bigint
+        ORDER BY p.id LIMIT greatest(1, %(events_max)s::int / o.n)
+        FOR UPDATE SKIP LOCKED) c
+),
+claimed AS (
+    DELETE FROM outbox.pending p
+    WHERE p.id = ANY (ARRAY(SELECT c.id FROM in_order c UNION ALL SELECT c.id FROM fair c))
+    RETURNING p.id, p.slot
+),
+ev AS MATERIALIZED (
+    SELECT e.* FROM claimed c CROSS JOIN LATERAL (
+        SELECT e.id, e.slot, e.type, e.org_id, e.created_at, e.deliver_at, e.expires_at
+        FROM outbox.event e WHERE e.slot = c.slot AND e.id = c.id
+        OFFSET 0) e
+),
+-- One row an event and subscription that match; an event that matches none has one row without.
+matched AS MATERIALIZED (
+    SELECT ev.id AS event_id, ev.slot, ev.org_id, ev.expires_at, ev.created_at,
+           s.id AS subscription_id, s.revision, s.lane,
+           coalesce(ev.deliver_at, clock.now) AS due_at,
+           -- The state of the pair decides; a copied database's debts wait for a person.
+           CASE WHEN s.state <> 'active' THEN s.state
+                WHEN coalesce(s.endpoint_state, 'active') <> 'active' THEN s.endpoint_state
+                WHEN ev.id <= (SELECT max(hold_event_id) FROM epoch) THEN 'adopted' END AS held_reason,
+           ev.created_at + s.max_age AS age_limit_at,
+           s.concurrency, s.rate_per_s
+    FROM clock, ev LEFT JOIN LATERAL (
+        SELECT s.*, n.state AS endpoint_state, n.concurrency, n.rate_per_s FROM (
+            SELECT * FROM outbox.subscription s
+            WHERE s.org_id = ev.org_id AND s.state <> 'removed' AND NOT s.all_orgs
+            UNION ALL
+            SELECT * FROM outbox.subscription s WHERE s.state <> 'removed' AND s.all_orgs) s
+        LEFT JOIN outbox.endpoint n ON n.id = s.endpoint_id
+        WHERE s.active_from <= ev.created_at
+          AND coalesce(n.state, 'active') <> 'removed'
+          AND outbox.type_matches(ev.type, s.patterns)
+          AND (s.filter IS NULL OR NOT %(filters)s::boolean OR outbox.filter_passes(s.filter, (
+                SELECT e.payload FROM outbox.event e WHERE e.slot = ev.slot AND e.id = ev.id)))
+        OFFSET 0) s ON true
+),
+lanes AS MATERIALIZED (
+    SELECT l.lane, l.rate_per_s, r.tokens,
+           least(coalesce(l.concurrency, 2147483647) - used.n, floor(coalesce(r.tokens, 2147483647)))::bigint AS free
+    FROM clock, (SELECT DISTINCT m.lane, m.concurrency, m.rate_per_s FROM matched m
+          WHERE m.held_reason IS NULL AND m.lane IS NOT NULL) l
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS n FROM (
+            SELECT FROM outbox.delivery d
+            WHERE d.lane = l.lane AND d.state = 'leased' AND d.lease_until > clock.now
+            LIMIT l.concurrency) x) used
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN l.rate_per_s IS NOT NULL THEN coalesce((
+            SELECT least(greatest(1, l.rate_per_s / 10),
+                         r.tokens + l.rate_per_s * greatest(0, extract(epoch FROM clock.now - r.at)))
+            FROM outbox.lane_rate r WHERE r.lane = l.lane), greatest(1, l.rate_per_s / 10)) END AS tokens) r
+),
+ranked AS MATERIALIZED (
+    SELECT x.*, sum(CASE WHEN x.may THEN 1 ELSE 0 END) OVER (ORDER BY x.turn, x.event_id, x.subscription_id
+                                       ROWS UNBOUNDED PRECEDING) AS nth
+    FROM (
+        SELECT y.*, coalesce(y.ready AND y.lane_nth <= y.free, false) AS may FROM (
+            SELECT m.*, l.free, m.held_reason IS NULL AND m.due_at <= clock.now
+                        AND coalesce(m.expires_at > clock.now, true)
+                        AND coalesce(m.age_limit_at > clock.now, true) AS ready,
+                   row_number() OVER (PARTITION BY m.lane ORDER BY m.event_id, m.subscription_id) AS lane_nth,
+                   row_number() OVER (PARTITION BY m.org_id ORDER BY m.event_id, m.subscription_id) AS turn
+            FROM clock, matched m LEFT JOIN lanes l USING (lane)
+        ) y) x
+),
+fated AS MATERIALIZED (
+    SELECT r.*, r.subscription_id IS NOT NULL AS real, outbox.delivery_id(r.event_id, r.created_at, r.subscription_id, 0, (
+               SELECT e.salt FROM epoch e WHERE e.first_event_id <= r.event_id
+               ORDER BY e.first_event_id DESC LIMIT 1)) AS id,
+           CASE WHEN r.held_reason IS NOT NULL THEN 'held'
+                WHEN r.may AND r.nth <= %(window)s::int THEN 'leased' ELSE 'scheduled' END AS state
+    FROM ranked r
+),
+created AS (
+    INSERT INTO outbox.delivery (id, event_id, event_slot, subscription_id, revision, lane, org_id, state,
+        due_at, expires_at, age_limit_at, token, lease_until, held_at, held_reason)
+    SELECT f.id, f.event_id, f.slot, f.subscription_id, f.revision, f.lane, f.org_id, f.state,
+           f.due_at, f.expires_at, f.age_limit_at,
+           CASE WHEN f.state = 'leased' THEN %(token)s::bigint END,
+           CASE WHEN f.state = 'leased' THEN clock.now + make_interval(secs => %(lease_s)s::float8) END,
+           CASE WHEN f.state = 'held' THEN clock.now END, f.held_reason
+    FROM clock, fated f WHERE f.real
+    ON CONFLICT (id) DO NOTHING
+),
+spent AS (
+    INSERT INTO outbox.lane_rate AS r (lane, tokens, at)
+    SELECT l.lane, l.tokens - (SELECT count(*) FROM fated f WHERE f.lane = l.lane AND f.state = 'leased'), clock.now
+    FROM clock, lanes l WHERE l.rate_per_s IS NOT NULL
+    ON CONFLICT (lane) DO UPDATE SET tokens = excluded.tokens, at = excluded.at
+),
+told AS (
+    INSERT INTO outbox.journal (slot, at, fact, event_id, org_id, detail)
+    SELECT min(clock.slot), min(clock.now), 'routed', f.event_id, min(f.org_id),
+           jsonb_agg(jsonb_build_object('delivery', f.id, 'subscription', f.subscription_id,
+               'revision', f.revision, 'held', f.held_reason, 'due_at', f.due_at)) FILTER (WHERE f.real)
+    FROM clock, fated f GROUP BY f.event_id
+)
+SELECT (SELECT string_agg(uuid_send(f.id), '' ORDER BY f.nth) FROM fated f WHERE f.state = 'leased') AS ids,
+       (SELECT count(*) FROM claimed) AS events,
+       (SELECT count(*) FROM fated f WHERE f.real) AS deliveries,
+       (SELECT count(*) FROM fated f WHERE f.state = 'leased') AS leased,
+       (SELECT count(*) FROM fated f WHERE f.state = 'scheduled' AND f.ready) AS waiting,
+       (SELECT max(c.id) FROM claimed c) AS id_max,
+       (SELECT max(o.org) FROM orgs o) AS org_last,
+       (SELECT array_agg(o.org) FROM (
+            SELECT coalesce(f.org_id, '') AS org FROM fated f WHERE f.real GROUP BY 1
+            HAVING bool_and(f.state = 'scheduled' AND f.ready)) o) AS orgs_full

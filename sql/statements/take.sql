@@ -1,0 +1,52 @@
+-- Starts leased deliveries: the one moment at which a lease becomes an attempt. A row comes back
+-- only where the token holds, the lease runs, it was not started before, and the destination is
+-- active.
+--
+-- now     timestamptz or null
+-- ids     uuid[]
+-- tokens  bigint[]
+-- A row each: id, token, lease_left_s, attempt, event_id, type, occurred_at (text), payload (text),
+-- headers (text), org_id, subject, subscription_id, kind, body_format, retry, age_left_s,
+-- endpoint_id, endpoint_revision
+WITH clock AS MATERIALIZED (SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now),
+own AS MATERIALIZED (
+    SELECT d.id FROM clock, (
+        SELECT u.id, u.token FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) u (id, token) ORDER BY u.id) i
+    CROSS JOIN LATERAL (
+        SELECT d.id, d.token, d.state, d.started_at, d.lease_until, d.subscription_id
+        FROM outbox.delivery d WHERE d.id = i.id
+        FOR UPDATE) d
+    CROSS JOIN LATERAL (
+        SELECT s.state, n.state AS endpoint_state FROM outbox.subscription s
+        LEFT JOIN outbox.endpoint n ON n.id = s.endpoint_id
+        WHERE s.id = d.subscription_id
+        OFFSET 0) s
+    WHERE d.state = 'leased' AND d.token = i.token AND d.started_at IS NULL AND d.lease_until > clock.now
+      AND s.state = 'active' AND coalesce(s.endpoint_state, 'active') = 'active'
+),
+started AS (
+    UPDATE outbox.delivery d SET started_at = (SELECT now FROM clock)
+    WHERE d.id = ANY (ARRAY(SELECT o.id FROM own o))
+    RETURNING d.*
+)
+SELECT d.id, d.token, extract(epoch FROM d.lease_until - clock.now)::float8 AS lease_left_s,
+       d.attempts + 1 AS attempt, d.event_id, e.type,
+       to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS occurred_at,
+       e.payload::text AS payload, e.headers::text AS headers, d.org_id, e.subject, d.subscription_id,
+       s.kind, coalesce((r.config ->> 'body_format')::int, s.body_format::int) AS body_format, s.retry,
+       extract(epoch FROM d.age_limit_at - clock.now)::float8 AS age_left_s,
+       s.endpoint_id, s.endpoint_revision
+FROM clock, started d
+CROSS JOIN LATERAL (
+    SELECT s.kind, s.body_format, s.retry, s.endpoint_id, s.revision, n.revision AS endpoint_revision
+    FROM outbox.subscription s LEFT JOIN outbox.endpoint n ON n.id = s.endpoint_id
+    WHERE s.id = d.subscription_id
+    OFFSET 0) s
+LEFT JOIN LATERAL (
+    SELECT r.config FROM outbox.subscription_revision r
+    WHERE d.revision <> s.revision AND r.subscription_id = d.subscription_id AND r.revision = d.revision
+    OFFSET 0) r ON true
+CROSS JOIN LATERAL (
+    SELECT e.type, e.created_at, e.payload, e.headers, e.subject FROM outbox.event e
+    WHERE e.slot = d.event_slot AND e.id = d.event_id
+    OFFSET 0) e
