@@ -42,7 +42,10 @@ def open_endpoint(stored: StoredEndpoint, ring: KeyRing | None) -> Endpoint:
 
 
 class AddressBook:
-    """A cache of opened endpoints. `clock` is monotonic, in seconds."""
+    """A cache of opened endpoints; the longest unused goes first. `clock` is monotonic, in seconds.
+
+    What `missing` found here stays for at least `ENTRIES_MAX` further additions.
+    """
 
     def __init__(self, ring: KeyRing | None, clock: Callable[[], float]) -> None:
         self._ring = ring
@@ -58,12 +61,14 @@ class AddressBook:
         entry = self._entries.get(endpoint_id)
         if entry is None or entry[0] < revision or entry[1] <= self._clock():
             return None
+        self._entries[endpoint_id] = self._entries.pop(endpoint_id)
         return entry[2]
 
     def add(self, stored: StoredEndpoint) -> None:
         """Open and keep an endpoint until the first of its keys expires."""
+        self._entries.pop(stored.id, None)
         if len(self._entries) >= ENTRIES_MAX:
-            self._entries.clear()
+            del self._entries[next(iter(self._entries))]
         left_s = [k.expires_in_s for k in stored.keys if k.expires_in_s is not None]
         until = self._clock() + min(left_s, default=float("inf"))
         self._entries[stored.id] = (stored.revision, until, open_endpoint(stored, self._ring))

@@ -13,67 +13,19 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 
 from outbox.errors import OutboxError
 from outbox.handover import Depth, Handover, Send
 from outbox.horizon import Floor, Snapshot
+from outbox.rhythm import CLAIM_LEAST, RelayConfig, Rhythm
 from outbox.store.connect import FAILED, REFUSED, HotConnection, describe
-from outbox.store.dispatch import Claim, Dispatch, Routed, Tick
+from outbox.store.dispatch import Claim, Dispatch, Leased, Routed, Tick
 from outbox.store.listen import Bell
 
 log = structlog.get_logger("outbox.relay")
-
-
-FULL_S = 0.01
-"""How long the backlog of an organization whose every lane is full is left alone."""
-
-CLAIM_LEAST = 16
-"""The smallest claim: where an adapting claim begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class RelayConfig:
-    """The numbers of a relay. Times in seconds.
-
-    `awake_s`: how long after the last work a relay keeps polling before it sleeps; `poll_s_max`
-    bounds the gap between such polls; `asleep_s`: the cheap look of a sleeping relay;
-    `poll_only_s`: the gap where no bell can be heard.
-    """
-
-    lease_s: float = 30.0
-    batch: int = 500
-    orgs_max: int = 64
-    lanes_max: int = 128
-    expiries_max: int = 5
-    awake_s: float = 0.1
-    poll_s_min: float = 0.001
-    poll_s_max: float = 0.004
-    asleep_s: float = 0.4
-    poll_only_s: float = 0.05
-    due_s: float = 0.25
-    look_s: float = 0.25
-    tend_s: float = 5.0
-    backoff_s_max: float = 5.0
-
-
-@dataclass(slots=True)
-class _Rhythm:
-    """When each periodic step ran last, on the relay's monotonic clock."""
-
-    worked_at: float
-    due_at: float = 0.0
-    looked_at: float = 0.0
-    tended_at: float = 0.0
-    poll_s: float = 0.001
-    lane_from: int = 0
-    org_from: str = ""
-    fair: bool = False
-    claim_max: int = CLAIM_LEAST
-    full: dict[str, float] = field(default_factory=dict)
-    asked_to_ring: bool = False
 
 
 class Relay:
@@ -99,7 +51,7 @@ class Relay:
         self.polled_at: float | None = None
         self._broker = Handover(send, depth, self._config.lease_s, clock)
         self._floor = Floor(clock())
-        self._rhythm = _Rhythm(clock())
+        self._rhythm = Rhythm(clock())
         self._dispatch: Dispatch | None = None
 
     def stop(self) -> None:
@@ -136,7 +88,7 @@ class Relay:
             self._dispatch = Dispatch(connection, self._config.lease_s)
             await self._dispatch.prepare()
             self._floor = Floor(self._clock())
-            self._rhythm = _Rhythm(self._clock())
+            self._rhythm = Rhythm(self._clock())
             log.info("relay.connected", direct=connection.direct)
             while not self._stopping.is_set():
                 await self._wait_for_broker(self._dispatch)
@@ -165,14 +117,16 @@ class Relay:
         if self._is_short():
             await self._broker.measure(short=True)
         tick = await self._look(dispatch, now)
-        room = self._broker.room()
-        routed = await self._route(dispatch, room, tick)
+        if tick is None or tick.pending:
+            routed = await self._route(dispatch, self._broker.room(), tick)
+        else:
+            routed = 0
+            self._raise_floor(tick, complete=True, id_max=None)
         leased = await self._lease_due(dispatch, now)
         await self._broker.measure(short=False)
         worked = bool(routed or leased)
         if worked:
-            self._rhythm.worked_at = now
-            self._rhythm.poll_s = self._config.poll_s_min
+            self._rhythm.worked(now, self._config)
         return worked
 
     async def _look(self, dispatch: Dispatch, now: float) -> Tick | None:
@@ -181,7 +135,8 @@ class Relay:
         if now - rhythm.looked_at < self._config.look_s:
             return None
         rhythm.looked_at = now
-        tick = await dispatch.tick(self._floor.value)
+        tick = await dispatch.tick(self._floor.value, 2 if rhythm.asked_to_ring else None)
+        rhythm.quiet = rhythm.asked_to_ring and tick.bell_was == 2 and not tick.pending
         if tick.expired:
             expired = await dispatch.expire(self._config.batch, self._config.expiries_max)
             self._broker.window.unstarted_expired(expired.unstarted)
@@ -215,25 +170,28 @@ class Relay:
             return 0
         rhythm, config = self._rhythm, self._config
         now = self._clock()
-        rhythm.full = {org: until for org, until in rhythm.full.items() if until > now}
-        fair = rhythm.fair or bool(rhythm.full)
+        resting = [org for org, rest in rhythm.full.items() if rest.until > now]
+        fair = rhythm.fair or bool(resting)
         events_max = min(rhythm.claim_max, room)
         claim = Claim(
             events_max,
             floor=self._floor.value,
             orgs_max=config.orgs_max if fair else 0,
             org_from=rhythm.org_from,
-            orgs_skipped=list(rhythm.full),
+            orgs_skipped=resting,
         )
         routed = await self._claim(dispatch, claim, room)
         rhythm.org_from = f"{routed.org_last}\x01" if fair and routed.org_last is not None else ""
         if not fair:
-            self._raise_floor(routed, events_max, tick)
+            if routed.id_max is not None:
+                self._floor.reached(now, routed.id_max)
+            self._raise_floor(tick, complete=routed.events < events_max, id_max=routed.id_max)
         # Claims in order alternate with fair ones as long as they come back full: in order keeps
         # the floor moving, fair keeps one organization's backlog from hiding another's event.
         rhythm.fair = not fair and routed.events >= events_max
-        for org in routed.orgs_full:
-            rhythm.full[org] = now + FULL_S
+        rhythm.rest(routed.orgs_full, resting, now)
+        if routed.waiting:
+            rhythm.due_at = now
         # Where permits are what is short, claiming more would only write rows that wait.
         if routed.waiting:
             rhythm.claim_max = max(CLAIM_LEAST, routed.leased)
@@ -245,15 +203,14 @@ class Relay:
         """A claim has a price of its own: under load it waits until a fair batch fits."""
         return min(self._config.batch // 2, max(1, self._broker.window.size() // 4))
 
-    def _raise_floor(self, routed: Routed, events_max: int, tick: Tick | None) -> None:
-        now = self._clock()
-        if routed.id_max is not None:
-            self._floor.reached(now, routed.id_max)
+    def _raise_floor(self, tick: Tick | None, *, complete: bool, id_max: int | None) -> None:
+        """Raise the floor after a claim in order that ran after `tick`; `complete` if it found
+        everything above the floor."""
         if tick is None:
             return
-        complete = routed.events < events_max
+        now = self._clock()
         candidate = self._floor.candidate(now)
-        if candidate is not None and (complete or (routed.id_max or 0) >= candidate):
+        if candidate is not None and (complete or (id_max or 0) >= candidate):
             self._floor.rise(candidate, Snapshot.parse(tick.snapshot))
         if complete:
             self._floor.reached(now, tick.newest_id)
@@ -304,11 +261,26 @@ class Relay:
         if found.idle:
             await self._tend(dispatch)
         rhythm.lane_from = found.lane_last or 0
-        again = 0.0 if found.ids else 0.02 if found.lane_last else config.due_s
-        if found.next_due_s is not None:
-            again = min(again, max(0.001, found.next_due_s))
-        rhythm.due_at = self._clock() + again
+        rhythm.due_at = self._clock() + self._next_look_s(found)
         return len(found.ids)
+
+    def _next_look_s(self, found: Leased) -> float:
+        """When to look for due work again: soon where a permit may come free."""
+        rhythm, config = self._rhythm, self._config
+        if found.ids:
+            rhythm.blocked_s = config.blocked_s_min
+            return 0.0
+        if found.lane_last is not None:
+            return config.blocked_s_min
+        again_s = config.due_s
+        if found.blocked:
+            again_s, rhythm.blocked_s = (
+                rhythm.blocked_s,
+                min(config.blocked_s_max, rhythm.blocked_s * 2),
+            )
+        if found.next_due_s is not None:
+            again_s = min(again_s, max(0.001, found.next_due_s))
+        return again_s
 
     def _is_short(self) -> bool:
         window = self._broker.window
@@ -318,59 +290,65 @@ class Relay:
 
     async def _idle(self, dispatch: Dispatch) -> None:
         """Wait for work: poll closely for a moment, then sleep until the bell or a timeout."""
-        config = self._config
+        rhythm, config = self._rhythm, self._config
         if self._broker.room() < self._least_room():
-            await asyncio.sleep(config.poll_s_max)
+            # The workers are behind, or there are none.
+            await self._pause(rhythm.wait(config.full_s_max))
             return
-        if self._clock() - self._rhythm.worked_at < config.awake_s:
+        if self._clock() - rhythm.worked_at < config.awake_s:
             await self._poll(dispatch)
             return
-        due_s = max(0.001, self._rhythm.due_at - self._clock())
+        until = min(self._clock() + config.asleep_s, rhythm.due_at)
         if self._bell is None or not self._bell.heard:
-            await self._pause(min(config.poll_only_s, due_s))
-            return
-        await self._sleep(dispatch, self._bell, due_s)
+            rhythm.asked_to_ring = False
+            await self._pause(max(0.001, min(config.poll_only_s, until - self._clock())))
+        elif await self._sleep(dispatch, self._bell.rung, until):
+            # There is work: stay close for a while, a burst may follow.
+            rhythm.worked(self._clock(), config)
 
     async def _poll(self, dispatch: Dispatch) -> None:
         """Look with one cheap statement until there is something to do or it is time to sleep."""
         rhythm, config = self._rhythm, self._config
-        wake_at = min(
-            rhythm.worked_at + config.awake_s, rhythm.due_at, rhythm.looked_at + config.look_s
-        )
+        sleep_at = rhythm.worked_at + config.awake_s
+        wake_at = min(sleep_at, rhythm.due_at, rhythm.looked_at + config.look_s)
         # Said once a waking: whoever commits now need not ring.
         bell = 1 if rhythm.asked_to_ring else None
-        rhythm.asked_to_ring = False
+        rhythm.asked_to_ring = rhythm.quiet = False
         while not self._stopping.is_set():
             tick = await dispatch.tick(self._floor.value, bell)
             bell = None
             self.polled_at = self._clock()
             if tick.pending or self._clock() >= wake_at:
                 return
-            await asyncio.sleep(rhythm.poll_s)
-            rhythm.poll_s = min(config.poll_s_max, rhythm.poll_s * 2)
+            await asyncio.sleep(rhythm.wait(config.poll_s_max))
 
-    async def _sleep(self, dispatch: Dispatch, bell: Bell, due_s: float) -> None:
-        """Ask capture to ring, make sure that nobody passed unheard, wait.
+    async def _sleep(self, dispatch: Dispatch, rung: asyncio.Event, until: float) -> bool:
+        """Ask capture to ring, make sure that nobody passed unheard, wait; true if there is work.
 
         A transaction that read "awake" before the flag was set may commit without ringing. It was
         in progress then, so the relay keeps polling until every transaction of that moment ended.
+        Where the look of this round found the flag still set, nobody can have passed.
         """
-        config, rung = self._config, bell.rung
-        rung.clear()
+        if rung.is_set():
+            rung.clear()
+            return True
+        if not self._rhythm.quiet and await self._gate(dispatch, rung, until):
+            return True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(rung.wait(), max(0.0, until - self._clock()))
+        return rung.is_set()
+
+    async def _gate(self, dispatch: Dispatch, rung: asyncio.Event, until: float) -> bool:
+        """Set the flag and poll until all who may have missed it are through; true if there is
+        work."""
         self._rhythm.asked_to_ring = True
         tick = await dispatch.tick(self._floor.value, bell=2)
         gate = Snapshot.parse(tick.snapshot)
-        wait_s = config.poll_s_min
-        until = self._clock() + min(config.asleep_s, due_s)
+        wait_s = self._config.poll_s_min
         while not tick.pending and not rung.is_set() and self._clock() < until:
             if Snapshot.parse(tick.snapshot).xmin >= gate.xmax:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(rung.wait(), max(0.0, until - self._clock()))
-                break
+                return False
             await asyncio.sleep(wait_s)
             wait_s = min(0.025, wait_s * 2)
             tick = await dispatch.tick(self._floor.value)
-        if tick.pending or rung.is_set():
-            # There is work: stay close for a while, a burst may follow.
-            self._rhythm.worked_at = self._clock()
-            self._rhythm.poll_s = config.poll_s_min
+        return tick.pending or rung.is_set()

@@ -21,7 +21,9 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from outbox.relay import Relay, RelayConfig
+from outbox.errors import BrokerUnavailable
+from outbox.relay import Relay
+from outbox.rhythm import RelayConfig
 from outbox.secrets import KeyRing
 from outbox.settings import Settings, masked_url
 from outbox.store.connect import HotConnection, connect_hot
@@ -32,7 +34,7 @@ from outbox.worker import Processor, Worker, WorkerConfig
 
 log = structlog.get_logger("outbox.runtime")
 
-BEAT_S = 2.0
+BEAT_S = 4.0
 ALIVE_S = 10.0
 """A relay is alive if it polled with success this lately."""
 _LOOK_S = 0.005
@@ -108,6 +110,7 @@ async def run_daemon(
         _signs_of_life(settings, "relay", lambda: _is_alive(relay)),
         _running("bell", bell.listen(settings.listen_url or settings.database)),
         _running("maintenance", _maintain(settings)),
+        _running("broker", _say_if_unreachable(courier)),
     ):
         relaying = asyncio.create_task(relay.run())
         try:
@@ -238,6 +241,14 @@ async def _end_by_itself(settings: Settings, relay: Relay, until: Until) -> None
 
     async with _running("drain", upkeep("drain", lambda: _open(settings, "drain"), 0.05, look)):
         await nothing_owed.wait()
+
+
+async def _say_if_unreachable(courier: Courier) -> None:
+    """Said once at the start; the relay tries again by itself when it has something to send."""
+    try:
+        await asyncio.to_thread(courier.depth)
+    except BrokerUnavailable as error:
+        log.warning("run.broker_unreachable", error=str(error))
 
 
 async def _maintain(settings: Settings) -> None:

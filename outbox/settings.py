@@ -295,10 +295,16 @@ _PASSWORD = re.compile(r"(\b\w*password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]*)", re.
 
 def masked_url(url: str) -> str:
     """A URL or libpq connection string without its passwords."""
-    url = re.sub(r"^([a-z]+://[^/?#]*?):[^/?#]*@", r"\1:***@", url)
-    if "://" in url and "@" in re.sub(r"^[a-z]+://[^@]*@", "", url).partition("?")[0]:
-        return url.partition("://")[0] + "://***"  # a password with an unescaped / or @
-    return _PASSWORD.sub(r"\1***", url)
+    match = re.fullmatch(r"([a-z]+)://([^/?#]*)(.*)", url, re.DOTALL)
+    if match is None:
+        return _PASSWORD.sub(r"\1***", url)
+    scheme, authority, rest = match.groups()
+    if "@" in rest:  # a password with an unescaped '/' or '?' may end anywhere
+        return f"{scheme}://***"
+    user, at, host = authority.rpartition("@")
+    name, colon, _ = user.partition(":")
+    shown = f"{name}{':***' if colon else ''}{at}{host}"
+    return f"{scheme}://{shown}{_PASSWORD.sub(lambda m: m[1] + '***', rest)}"
 
 
 def _shown(option: Option, value: object) -> object:

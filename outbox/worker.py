@@ -48,7 +48,7 @@ class WorkerConfig:
     """
 
     lease_s: float = 30.0
-    concurrency: int = 2000
+    concurrency: int = 4000
     waiting_max: int = 250
     take_max: int = 250
     settle_max: int = 250
@@ -182,8 +182,11 @@ class Worker:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrival.wait(), max(0.01, extend_at - self._clock()))
             self._arrival.clear()
-            while self._arrived:
+            # One take a turn: however fast more arrives, what runs is extended in time.
+            if self._arrived:
                 await self._take(attempts)
+            if self._arrived:
+                self._arrival.set()
             await self._give_back(attempts)
             if self._clock() >= extend_at:
                 extend_at = self._clock() + extend_every
@@ -201,7 +204,12 @@ class Worker:
             self.stale += len(leases) - len(taken)
             self._budget.free(len(leases) - len(taken))
             log.info("worker.stale", leases=len(leases) - len(taken))
-        await self._load_endpoints(attempts, taken)
+        try:
+            await self._load_endpoints(attempts, taken)
+        except BaseException:
+            self._ended.extend(self._settlement(one, None) for one in taken)
+            self._end.set()
+            raise
         for one in taken:
             # Reckoned from before the statement: the lease can only be longer than we think.
             self._begin(_Running(one, asked_at + one.lease_left_s))

@@ -83,12 +83,13 @@ class CaresResolver:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: set[int] = set()
         self._ticker: asyncio.TimerHandle | None = None
+        # No `lookups` here: pycares 5.2 frees that string before c-ares copies it, and a channel
+        # then skips DNS at random. Files before DNS is what c-ares takes from the system.
         # Half a budget a try leaves room for a second try, one lost datagram being common.
         self._channel = pycares.Channel(
             flags=pycares.ARES_FLAG_NOSEARCH,
             timeout=budget_s / 2,
             tries=2,
-            lookups="fb",
             servers=servers,
             sock_state_cb=self._watch,
         )
@@ -130,8 +131,8 @@ class CaresResolver:
 
     def _watch(self, number: int, readable: bool, writable: bool) -> None:
         """c-ares says what it waits for on one of its sockets; nothing before it closes it."""
-        if self._closed or self._loop is None:
-            return  # the channel is being freed, on another thread
+        if self._closed or self._loop is None or self._loop.is_closed():
+            return  # the channel is being freed, perhaps on another thread
         process = self._channel.process_fd
         self._loop.remove_reader(number)
         self._loop.remove_writer(number)

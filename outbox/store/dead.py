@@ -16,14 +16,13 @@ from uuid import UUID
 import psycopg
 
 from outbox.errors import UsageError
-from outbox.store.deliveries import BATCH_ROWS
+from outbox.store.deliveries import BATCH_ROWS, REASON_CHARS_MAX
 from outbox.store.statements import statement
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 LOOKED_MAX = 100_000
 """Letters that the summary by reason looks at, the newest."""
-WHY_CHARS_MAX = 200
 _FIRST = UUID(int=0)
 
 
@@ -120,8 +119,8 @@ def discard(
     rows_max: int = BATCH_ROWS,
 ) -> Discarded:
     """Give dead letters up for good; `why` (1 to 200 characters) stays in the journal."""
-    if not 1 <= len(why) <= WHY_CHARS_MAX:
-        raise UsageError(f"say why in 1 to {WHY_CHARS_MAX} characters")
+    if not 1 <= len(why) <= REASON_CHARS_MAX:
+        raise UsageError(f"say why in 1 to {REASON_CHARS_MAX} characters")
     extra = {"why": why, "dry_run": dry_run}
     batches = _batches(connection, "dead_discard", selection, extra, rows_max)
     discarded = sum(batch[0] for batch in batches)

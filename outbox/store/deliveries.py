@@ -14,12 +14,13 @@ from uuid import UUID
 
 import psycopg
 
-from outbox.errors import NotFound
+from outbox.errors import NotFound, UsageError
 from outbox.store.statements import statement
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 BATCH_ROWS = 1000
+REASON_CHARS_MAX = 200
 _FIRST = UUID(int=0)
 
 
@@ -83,7 +84,12 @@ def cancel_deliveries(
     *,
     reason: str = "operator",
 ) -> Cancelled:
-    """Call off live deliveries. What a worker is doing at this moment may still arrive."""
+    """Call off live deliveries. What a worker is doing at this moment may still arrive.
+
+    `reason` (1 to 200 characters) stays in the journal. Raises UsageError for a longer one.
+    """
+    if not 1 <= len(reason) <= REASON_CHARS_MAX:
+        raise UsageError(f"say why in 1 to {REASON_CHARS_MAX} characters")
     wanted = sorted(set(ids))
     gone: set[UUID] = set()
     for start in range(0, len(wanted), BATCH_ROWS):

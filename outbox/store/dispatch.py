@@ -54,12 +54,14 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """What one leasing transaction found. `idle` counts due rows that are not to be tried."""
+    """What one leasing transaction found. `idle` counts due rows that are not to be tried;
+    `blocked` says that due work waits for a permit or a rate token."""
 
     ids: list[UUID]
     lane_last: int | None
     next_due_s: float | None
     idle: int
+    blocked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,14 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """One look at what a relay waits for; `snapshot` is `xmin:xmax:xip,...`."""
+    """One look at what a relay waits for; `snapshot` is `xmin:xmax:xip,...`, `bell_was` 1 where a
+    relay was awake and 2 where all slept."""
 
     pending: bool
     expired: bool
     snapshot: str
     newest_id: int
+    bell_was: int
 
 
 class Dispatch:
@@ -139,7 +143,7 @@ class Dispatch:
             },
             locked=True,
         )
-        return Leased(split_ids(row[0]), row[2], row[3], row[4])
+        return Leased(split_ids(row[0]), row[2], row[3], row[4], row[5])
 
     async def expire(self, rows_max: int, expiries_max: int) -> Expired:
         """Take back leases that ran out."""
@@ -158,4 +162,4 @@ class Dispatch:
     async def tick(self, floor: int, bell: int | None = None) -> Tick:
         """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring."""
         row = await self._one("tick", {"floor": floor, "bell": bell})
-        return Tick(*row[:4])
+        return Tick(*row[:5])

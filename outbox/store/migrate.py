@@ -145,22 +145,24 @@ def _removal(connection: Connection) -> Removal:
 
 
 def uninstall(url: str) -> list[str]:
-    """Remove triggers, schema and roles; returns the roles that stay because others use them."""
+    """Remove triggers, schema and roles; returns the roles that stay because others use them.
+
+    What a user made for one of the roles is never dropped with it: such a role stays.
+    """
     with connect(url) as connection:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+        if connection.execute("SELECT to_regnamespace('outbox')").fetchone() == (None,):
+            raise UsageError("there is no schema outbox in this database")
         # Dropping the functions takes the triggers on the user's tables with it.
         connection.execute("DROP SCHEMA outbox CASCADE")
     kept = []
     with connect(url, autocommit=True) as connection:
         for role in ROLES:
             try:
-                connection.execute(f"DROP OWNED BY {role}".encode())
-                connection.execute(f"DROP ROLE {role}".encode())
+                connection.execute(f"DROP ROLE IF EXISTS {role}".encode())
             except (
                 psycopg.errors.DependentObjectsStillExist,
                 psycopg.errors.InsufficientPrivilege,
             ):
                 kept.append(role)
-            except psycopg.errors.UndefinedObject:
-                continue
     return kept

@@ -77,9 +77,9 @@ def rights_problems(connection: Connection) -> list[str]:
     if _value(connection, "SELECT pg_has_role(current_user, 'outbox_daemon', 'USAGE')"):
         return problems
     missing = connection.execute(
-        "SELECT t.name, p.right FROM unnest(%s::text[], %s::text[]) AS t (name, rights),"
-        " LATERAL regexp_split_to_table(t.rights, ', ') AS p (right)"
-        " WHERE NOT has_table_privilege('outbox.' || t.name, p.right) LIMIT 1",
+        "SELECT t.name, p.needed FROM unnest(%s::text[], %s::text[]) AS t (name, rights),"
+        " LATERAL regexp_split_to_table(t.rights, ', ') AS p (needed)"
+        " WHERE NOT has_table_privilege('outbox.' || t.name, p.needed) LIMIT 1",
         [list(_NEEDED), list(_NEEDED.values())],
     ).fetchone()
     if missing is not None:

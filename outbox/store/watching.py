@@ -25,7 +25,8 @@ OPERATIONS = ("insert", "update", "delete", "truncate")
 LOCK_TIMEOUT = "5s"
 """How long to wait for a busy table: while we wait, its writers queue behind us."""
 
-_NAME_PART = re.compile(r'"((?:[^"]|"")+)"|([^\W\d][\w$]*)')
+_PART = r'("(?:[^"]|"")+"|[^\W\d][\w$]*)'
+_TABLE = re.compile(rf"{_PART}(?:\.{_PART})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +40,24 @@ class Watch:
 
 
 def parse_table(text: str) -> tuple[str, str]:
-    """Schema and table of `TABLE` or `SCHEMA.TABLE`, either quoted or not, as PostgreSQL reads them.
+    """Schema and table of `TABLE` or `SCHEMA.TABLE`, quoted or not, as PostgreSQL reads them.
 
     Without a schema it is `public`: the answer must not depend on the session's search path.
     Raises UsageError where the text is no such name.
     """
-    parts: list[str] = []
-    position = 0
-    while match := _NAME_PART.match(text, position):
-        quoted, plain = match.groups()
-        parts.append(quoted.replace('""', '"') if quoted is not None else plain.lower())
-        position = match.end()
-        if position == len(text) or text[position] != ".":
-            break
-        position += 1
-    if position != len(text) or not 1 <= len(parts) <= 2:
+    match = _TABLE.fullmatch(text)
+    if match is None:
         raise UsageError(
-            f'{text!r} is not a table name; write TABLE, SCHEMA.TABLE or "Schema"."Table"'
+            f'{text!r} is not a table name; write TABLE, SCHEMA.TABLE or "Sch"."Table"'
         )
-    return (parts[0], parts[1]) if len(parts) == 2 else ("public", parts[0])
+    first, second = match.groups()
+    if second is None:
+        return ("public", _plain(first))
+    return (_plain(first), _plain(second))
+
+
+def _plain(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part.lower()
 
 
 def watch(
@@ -128,7 +128,8 @@ def _listed(names: Sequence[str] | None) -> list[str] | None:
 def _find(connection: Connection, table: str) -> int:
     schema, name = parse_table(table)
     row = connection.execute(
-        "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        "SELECT c.oid FROM pg_catalog.pg_class c"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = %s AND c.relname = %s",
         [schema, name],
     ).fetchone()
@@ -147,9 +148,7 @@ def _refusals(connection: Connection, table: str) -> Iterator[None]:
     except pg.InsufficientPrivilege as error:
         raise PermissionRefused(describe(error)) from error
     except pg.LockNotAvailable as error:
-        raise OutboxError(
-            f"{table} is in use by a long transaction; try again when it has ended"
-        ) from error
+        raise OutboxError(f"{table} is in use by a long transaction; try again later") from error
     except (
         pg.UndefinedColumn,
         pg.WrongObjectType,

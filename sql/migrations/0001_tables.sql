@@ -22,8 +22,19 @@ BEGIN
     END LOOP;
 END
 $$;
--- Giving a function to another owner needs membership of that owner.
-GRANT outbox_owner TO CURRENT_USER;
+-- Giving a function to another owner needs membership of that owner. Where the role was there
+-- already and is another's, only that one can grant it, and may have done so.
+DO $$
+BEGIN
+    GRANT outbox_owner TO CURRENT_USER;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        IF NOT pg_has_role('outbox_owner', 'MEMBER') THEN
+            RAISE EXCEPTION 'the role outbox_owner belongs to another installer; as that one or a superuser run: GRANT outbox_owner TO %',
+                quote_ident(current_user) USING ERRCODE = 'insufficient_privilege';
+        END IF;
+END
+$$;
 
 CREATE SEQUENCE outbox.event_id AS bigint CACHE 1;
 CREATE SEQUENCE outbox.object_id AS bigint CACHE 1;
@@ -125,7 +136,7 @@ CREATE TABLE outbox.endpoint (
     state          text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'paused', 'disabled', 'removed')),
     state_reason   text,
     headers_sealed bytea,
-    concurrency    integer NOT NULL DEFAULT 500 CHECK (concurrency BETWEEN 1 AND 100000),
+    concurrency    integer NOT NULL DEFAULT 1000 CHECK (concurrency BETWEEN 1 AND 100000),
     rate_per_s     double precision CHECK (rate_per_s > 0),
     timeout        interval NOT NULL DEFAULT '15 s',
     gone_disables  boolean NOT NULL DEFAULT true,
@@ -221,6 +232,7 @@ CREATE INDEX delivery_retry ON outbox.delivery (lane, due_at) WHERE state = 'sch
 -- lane's leases must never walk everybody's.
 CREATE INDEX delivery_lease ON outbox.delivery ((lease_until AT TIME ZONE 'UTC')) WHERE state = 'leased';
 CREATE INDEX delivery_lane_lease ON outbox.delivery (lane, lease_until) WHERE state = 'leased';
+CREATE INDEX delivery_held_expiry ON outbox.delivery (expires_at) WHERE state = 'held' AND expires_at IS NOT NULL;
 CREATE INDEX delivery_held ON outbox.delivery (lane, id) WHERE state = 'held';
 CREATE INDEX delivery_event_slot ON outbox.delivery (event_slot);
 

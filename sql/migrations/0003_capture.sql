@@ -602,7 +602,9 @@ BEGIN
     GRANT CREATE ON SCHEMA outbox TO outbox_owner;
     FOR t IN SELECT pg_catalog.jsonb_array_elements(triggers) LOOP
         name := pg_catalog.format('outbox.%I', 'capture_' || relation::oid || '_' || (t ->> 'kind'));
-        EXECUTE pg_catalog.format('CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = %L AS %L', name, '', t ->> 'body');
+        EXECUTE pg_catalog.format('CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = %L '
+            -- The writer's settings must neither round numbers nor change the form of values.
+            'SET extra_float_digits = 1 SET bytea_output = hex SET intervalstyle = postgres AS %L', name, '', t ->> 'body');
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', name);
         EXECUTE pg_catalog.format('COMMENT ON FUNCTION %s() IS %L', name, options);
         EXECUTE pg_catalog.format('CREATE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION %s()',
@@ -700,10 +702,7 @@ BEGIN
     FOR w IN
         SELECT t.tgrelid AS relation, n.nspname, c.relname, c.relkind, c.relispartition,
                (pg_catalog.array_agg(pg_catalog.obj_description(t.tgfoid, 'pg_proc')))[1]::jsonb AS options,
-               pg_catalog.string_agg(pg_catalog.substr(t.tgname, 9), ', ' ORDER BY t.tgname) FILTER (WHERE t.tgenabled IN ('D', 'R')) AS disabled,
-               pg_catalog.bool_or(pg_catalog.strpos(p.prosrc, 'FOR EACH STATEMENT') > 0 AND t.tgname <> '!outbox_truncate') AS statement_level,
-               pg_catalog.array_agg(pg_catalog.substr(t.tgname, 9)::text) AS kinds,
-               pg_catalog.min(p.prosrc) AS source
+               pg_catalog.string_agg(pg_catalog.substr(t.tgname, 9), ', ' ORDER BY t.tgname) FILTER (WHERE t.tgenabled IN ('D', 'R')) AS disabled
         FROM pg_catalog.pg_trigger t
         JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
         JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid

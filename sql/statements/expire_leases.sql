@@ -5,6 +5,9 @@
 -- rows_max      int
 -- expiries_max  int: started leases that may run out in one budget
 -- One row: started, unstarted, dead (counts)
+--
+-- A `lease_expired` fact is charged where the lease had started; the last one, which kills, is the
+-- `dead` fact itself.
 WITH clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
@@ -23,7 +26,7 @@ buried AS (
     INSERT INTO outbox.dead_letter (id, event_id, event_slot, subscription_id, revision, generation, lane, org_id,
         attempts, budget, expiries, expires_at, reason, died_at)
     SELECT e.id, e.event_id, e.event_slot, e.subscription_id, e.revision, e.generation, e.lane, e.org_id,
-           e.attempts, e.budget, e.expiries + 1, e.expires_at, 'lease_expired', clock.now
+           e.attempts, e.budget, e.expiries, e.expires_at, 'lease_expired', clock.now
     FROM clock, ended e WHERE e.started AND e.expiries + 1 >= %(expiries_max)s::int
 ),
 freed AS (
@@ -38,7 +41,8 @@ told AS (
         budget, attempt, charged, reason, due_at)
     SELECT clock.slot, clock.now,
            CASE WHEN e.started AND e.expiries + 1 >= %(expiries_max)s::int THEN 'dead' ELSE 'lease_expired' END,
-           e.event_id, e.id, e.subscription_id, e.org_id, e.revision, e.budget, e.attempts, false,
+           e.event_id, e.id, e.subscription_id, e.org_id, e.revision, e.budget, e.attempts,
+           e.started AND e.expiries + 1 < %(expiries_max)s::int,
            CASE WHEN e.started THEN 'lease_expired' ELSE 'lease_unstarted' END,
            CASE WHEN NOT (e.started AND e.expiries + 1 >= %(expiries_max)s::int) THEN clock.now END
     FROM clock, ended e

@@ -14,7 +14,8 @@
 -- lease_s     float8
 -- One row: ids (bytea, 16 bytes each), leased, lane_last (null when the scan reached the end),
 -- next_due_s (float8: seconds until the next delivery of the lanes visited is due, null if none),
--- idle (int: due deliveries seen that are not to be leased: overdue, paused, disabled, removed)
+-- idle (int: due deliveries seen that are not to be leased: overdue, paused, disabled, removed),
+-- blocked (boolean: something is due in a lane that has no permit or token left)
 WITH RECURSIVE clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
 ),
@@ -107,8 +108,9 @@ spent AS (
 SELECT (SELECT string_agg(uuid_send(l.id), '') FROM leased l) AS ids,
        (SELECT count(*) FROM leased) AS leased,
        (SELECT CASE WHEN count(*) >= %(lanes_max)s::int THEN max(s.lane) END FROM seen s) AS lane_last,
-       (SELECT extract(epoch FROM min(s.due_at) - clock.now)::float8 FROM clock, seen s WHERE s.due_at > clock.now
+       (SELECT (extract(epoch FROM min(s.due_at)) - extract(epoch FROM clock.now))::float8 FROM clock, seen s WHERE s.due_at > clock.now
         GROUP BY clock.now) AS next_due_s,
        (SELECT count(*) FROM picked p WHERE NOT p.fit)
        + (SELECT count(*) FROM clock, seen s LEFT JOIN lanes l USING (lane)
-          WHERE s.due_at <= clock.now AND l.lane IS NULL) AS idle
+          WHERE s.due_at <= clock.now AND l.lane IS NULL) AS idle,
+       EXISTS (SELECT FROM lanes l WHERE l.free <= 0 OR l.free > 0 AND l.tokens < 2) AS blocked

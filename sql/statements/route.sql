@@ -89,7 +89,10 @@ matched AS MATERIALIZED (
 ),
 lanes AS MATERIALIZED (
     SELECT l.lane, l.rate_per_s, r.tokens,
-           least(coalesce(l.concurrency, 2147483647) - used.n, floor(coalesce(r.tokens, 2147483647)))::bigint AS free
+           -- Who came earlier and waits for a permit goes first.
+           CASE WHEN EXISTS (SELECT FROM outbox.delivery d
+                             WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.attempts = 0
+                               AND d.due_at <= clock.now) THEN 0 ELSE least(coalesce(l.concurrency, 2147483647) - used.n, floor(coalesce(r.tokens, 2147483647)))::bigint END AS free
     FROM clock, (SELECT DISTINCT m.lane, m.concurrency, m.rate_per_s FROM matched m
           WHERE m.held_reason IS NULL AND m.lane IS NOT NULL) l
     CROSS JOIN LATERAL (

@@ -5,26 +5,40 @@
 -- now        timestamptz or null
 -- rows_max   int
 -- One row: changed (count)
-WITH clock AS MATERIALIZED (
+WITH RECURSIVE clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
 ),
-lanes AS MATERIALIZED (
-    SELECT DISTINCT s.lane FROM outbox.subscription s
+fresh (lane) AS (
+    (SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts = 0
+     ORDER BY d.lane, d.due_at LIMIT 1)
+    UNION ALL
+    SELECT next.lane FROM fresh f CROSS JOIN LATERAL (
+        SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts = 0 AND d.lane > f.lane
+        ORDER BY d.lane, d.due_at LIMIT 1) next
+),
+retry (lane) AS (
+    (SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts > 0
+     ORDER BY d.lane, d.due_at LIMIT 1)
+    UNION ALL
+    SELECT next.lane FROM retry r CROSS JOIN LATERAL (
+        SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts > 0 AND d.lane > r.lane
+        ORDER BY d.lane, d.due_at LIMIT 1) next
 ),
 due AS MATERIALIZED (
-    SELECT x.* FROM clock, lanes l CROSS JOIN LATERAL (
-        (SELECT d.* FROM outbox.delivery d
-         WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.attempts = 0 AND d.due_at <= clock.now
-         ORDER BY d.due_at LIMIT %(rows_max)s::int)
-        UNION ALL
-        (SELECT d.* FROM outbox.delivery d
-         WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.attempts > 0 AND d.due_at <= clock.now
-         ORDER BY d.due_at LIMIT %(rows_max)s::int)
-        UNION ALL
-        (SELECT d.* FROM outbox.delivery d
-         WHERE d.lane = l.lane AND d.state = 'held' AND d.expires_at <= clock.now
-         LIMIT %(rows_max)s::int)) x
+    SELECT x.* FROM clock, fresh l CROSS JOIN LATERAL (
+        SELECT d.* FROM outbox.delivery d
+        WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.attempts = 0 AND d.due_at <= clock.now
+        ORDER BY d.due_at LIMIT %(rows_max)s::int) x
+    UNION ALL
+    SELECT x.* FROM clock, retry l CROSS JOIN LATERAL (
+        SELECT d.* FROM outbox.delivery d
+        WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.attempts > 0 AND d.due_at <= clock.now
+        ORDER BY d.due_at LIMIT %(rows_max)s::int) x
+    UNION ALL
+    (SELECT d.* FROM outbox.delivery d
+     WHERE d.state = 'held' AND d.expires_at <= (SELECT now FROM clock)
+     ORDER BY d.expires_at LIMIT %(rows_max)s::int)
 ),
 judged AS MATERIALIZED (
     SELECT d.id, CASE

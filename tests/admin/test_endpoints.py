@@ -122,7 +122,7 @@ def test_endpoint_subscription_and_first_revision_appear_together(shop: Shop) ->
 )
 def test_limits_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        EndpointSpec(**({"url": URL, "org_id": "acme", "rule": Rule(("*",))} | wrong))
+        EndpointSpec(**{"url": URL, "org_id": "acme", "rule": Rule(("*",)), **wrong})
 
 
 def test_a_bad_filter_leaves_nothing_behind(shop: Shop) -> None:
@@ -187,7 +187,7 @@ def test_the_keys_that_sign_together_are_limited(shop: Shop) -> None:
 # -- pause and resume -----------------------------------------------------------------------------
 
 
-def test_a_pause_holds_first_attempts_and_retries_and_leaves_leases_alone(shop: Shop) -> None:
+def test_a_pause_holds_first_attempts_retries_and_leases_that_nobody_started(shop: Shop) -> None:
     added = shop.endpoint()
     shop.emit(n=2)
     shop.attempt("retry")
@@ -195,12 +195,21 @@ def test_a_pause_holds_first_attempts_and_retries_and_leaves_leases_alone(shop: 
     leases = shop.route(1)
     changed = store.pause_endpoint(shop.connection, added.id)
     assert (changed.was, changed.state) == ("active", "paused")
-    assert changed.deliveries == Aligned(held=4)
-    assert shop.states() == {"held": 4, "leased": 1}
+    assert changed.deliveries == Aligned(held=5)
+    assert shop.states() == {"held": 5}
     assert shop.one("SELECT min(attempts) * 10 + max(attempts) FROM outbox.delivery") == 1
-    shop.check()
+    assert shop.take(leases) == set()
+
+
+def test_a_pause_leaves_a_started_attempt_to_its_worker(shop: Shop) -> None:
+    added = shop.endpoint()
+    shop.emit(n=2)
+    leases = shop.route(2)
     shop.take(leases)
-    assert shop.settle(leases, "delivered") == {leases[0][0]}
+    assert store.pause_endpoint(shop.connection, added.id).deliveries == Aligned()
+    assert shop.settle(leases[:1], "delivered") == {leases[0][0]}
+    assert shop.settle(leases[1:], "retry") == {leases[1][0]}
+    assert shop.lease() == []
 
 
 def test_events_routed_during_a_pause_are_held_and_released_by_the_resume(shop: Shop) -> None:

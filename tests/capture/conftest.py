@@ -69,10 +69,13 @@ class Shop:
         """All events, oldest first; each has exactly one row in `pending`."""
         with self.connection.cursor(row_factory=class_row(Event)) as cursor:
             cursor.execute(
-                "SELECT id, type, org_id, subject, payload::text AS text FROM outbox.event ORDER BY id"
+                "SELECT id, type, org_id, subject, payload::text AS text"
+                " FROM outbox.event ORDER BY id"
             )
             found = cursor.fetchall()
-        pending = self.connection.execute("SELECT id, org FROM outbox.pending ORDER BY id").fetchall()
+        pending = self.connection.execute(
+            "SELECT id, org FROM outbox.pending ORDER BY id"
+        ).fetchall()
         assert pending == [(event.id, event.org_id or "") for event in found]
         return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 import pytest
 
@@ -24,7 +26,11 @@ def test_insert_update_delete_and_truncate_are_captured(shop: Shop) -> None:
         "old_record": None,
         "changed": None,
     }
-    assert (inserted.type, inserted.org_id, inserted.subject) == ("orders.inserted", "a", "orders/1")
+    assert (inserted.type, inserted.org_id, inserted.subject) == (
+        "orders.inserted",
+        "a",
+        "orders/1",
+    )
     assert '"amount":1.50' in inserted.text
     assert (updated.type, updated.record, updated.old) == (
         "orders.updated",
@@ -48,13 +54,14 @@ def test_a_bulk_update_of_100000_rows_pairs_every_row(shop: Shop) -> None:
     assert shop.run(
         "SELECT count(*) FROM outbox.event WHERE type = 'orders.updated'"
         " AND (payload #>> '{record,id}')::int = (payload #>> '{old_record,id}')::int + 1000000"
-        " AND org_id = payload #>> '{record,org}' AND subject = 'orders/' || (payload #>> '{record,id}')"
+        " AND org_id = payload #>> '{record,org}'"
+        " AND subject = 'orders/' || (payload #>> '{record,id}')"
     ) == [100000]
     assert shop.run("SELECT count(*) FROM outbox.pending") == [100000]
 
 
 @pytest.mark.parametrize("extra", [{}, {"condition": "id > 0"}, {"exclude": ["note"]}])
-def test_bulk_inserts_and_deletes_keep_order(shop: Shop, extra: dict[str, object]) -> None:
+def test_bulk_inserts_and_deletes_keep_order(shop: Shop, extra: dict[str, Any]) -> None:
     shop.watch(org_column="org", **extra)
     shop.run("INSERT INTO orders SELECT i, 'o' || i % 7, i, 'x' FROM generate_series(1, 5000) i")
     assert shop.run("SELECT array_agg(subject ORDER BY id) FROM outbox.event") == [
@@ -120,7 +127,10 @@ def test_an_overlong_organization_still_captures(shop: Shop) -> None:
 
 def test_copy_and_on_conflict_are_captured(shop: Shop) -> None:
     shop.watch()
-    with shop.connection.cursor() as cursor, cursor.copy("COPY orders (id, note) FROM STDIN") as copy:
+    with (
+        shop.connection.cursor() as cursor,
+        cursor.copy("COPY orders (id, note) FROM STDIN") as copy,
+    ):
         for i in range(3):
             copy.write_row([i, f"n{i}"])
     assert shop.types() == ["orders.inserted"] * 3
@@ -154,7 +164,10 @@ def test_merge_is_captured(shop: Shop) -> None:
 
 
 def test_foreign_key_cascades_are_captured(shop: Shop) -> None:
-    shop.run("CREATE TABLE d (id int PRIMARY KEY, o bigint REFERENCES orders ON DELETE CASCADE ON UPDATE CASCADE)")
+    shop.run(
+        "CREATE TABLE d (id int PRIMARY KEY,"
+        " o bigint REFERENCES orders ON DELETE CASCADE ON UPDATE CASCADE)"
+    )
     shop.run("CREATE TABLE n (id int PRIMARY KEY, o bigint REFERENCES orders ON DELETE SET NULL)")
     shop.run("INSERT INTO orders (id) VALUES (1), (2)")
     shop.run("INSERT INTO d VALUES (1, 1), (2, 2)")
@@ -201,7 +214,7 @@ def test_a_trigger_of_the_user_that_changes_the_row_comes_after_its_insert(shop:
         "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN UPDATE orders SET note = ''touched'' WHERE id = NEW.id; RETURN NULL; END'"
     )
-    shop.run("CREATE TRIGGER \"!touch\" AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION touch()")
+    shop.run('CREATE TRIGGER "!touch" AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION touch()')
     shop.watch()
     shop.run("INSERT INTO orders (id, note) VALUES (1, 'first')")
     assert [(e.type, e.record["note"]) for e in shop.events()] == [
@@ -237,7 +250,29 @@ def test_the_bell_rings_a_sleeping_relay_only(shop: Shop) -> None:
     shop.run("INSERT INTO orders (id) VALUES (1), (2)")
     assert list(shop.connection.notifies(timeout=0)) == []
     shop.run("SELECT setval('outbox.bell', 2)")
-    for sql in ("INSERT INTO orders (id) VALUES (3), (4)", "UPDATE orders SET note = 'x'", "DELETE FROM orders", "TRUNCATE orders"):
+    for sql in (
+        "INSERT INTO orders (id) VALUES (3), (4)",
+        "UPDATE orders SET note = 'x'",
+        "DELETE FROM orders",
+        "TRUNCATE orders",
+    ):
         shop.run(sql)
         shop.run("SELECT 1")
         assert len(list(shop.connection.notifies(timeout=0))) == 1, sql
+
+
+@pytest.mark.pg_min(16)
+@pytest.mark.parametrize("extra", [{}, {"condition": "true"}, {"exclude": ["paid"]}])
+def test_capture_draws_no_subtransaction_ids(shop: Shop, extra: dict[str, Any]) -> None:
+    shop.watch(org_column="org", **extra)
+    with shop.connection.transaction():
+        for i in range(100):
+            shop.run("INSERT INTO orders VALUES (%s, 'a', 1, repeat('x', 30000))", i)
+        shop.run("UPDATE orders SET org = 'b', amount = 2")
+        shop.run("DELETE FROM orders")
+        assert shop.run(
+            "SELECT s.subxact_count FROM pg_stat_get_backend_idset() i,"
+            " pg_stat_get_backend_subxact(i) s"
+            " WHERE pg_stat_get_backend_pid(i) = pg_backend_pid()"
+        ) == [0]
+    assert len(shop.events()) == 400

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 import pytest
 from psycopg import sql
@@ -9,7 +11,8 @@ from psycopg import sql
 from .conftest import Shop
 
 PARTITIONED = """
-    CREATE TABLE part (id int, org text, region text, note text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+    CREATE TABLE part (id int, org text, region text, note text, PRIMARY KEY (id, region))
+        PARTITION BY LIST (region);
     CREATE TABLE part_eu PARTITION OF part FOR VALUES IN ('eu');
     CREATE TABLE part_us (note text, region text NOT NULL, org text, id int NOT NULL);
     ALTER TABLE part ATTACH PARTITION part_us FOR VALUES IN ('us');
@@ -63,7 +66,9 @@ def test_unwatch_leaves_no_trace_on_partitions(shop: Shop) -> None:
     with pytest.raises(psycopg.errors.ObjectInUse, match="partition of a table that is watched"):
         shop.watch("part_eu")
     assert shop.run("SELECT outbox.unwatch('part')") == [True]
-    assert shop.run("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgname LIKE '!%'") == [0]
+    assert shop.run(
+        "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal AND tgname LIKE '!%'"
+    ) == [0]
     assert shop.run("SELECT count(*) FROM pg_proc WHERE proname ~ '^capture_[0-9]'") == [0]
     shop.watch("part_eu")
     with pytest.raises(psycopg.errors.ObjectInUse, match="watched on its own"):
@@ -73,7 +78,7 @@ def test_unwatch_leaves_no_trace_on_partitions(shop: Shop) -> None:
 def test_a_watched_table_cannot_silently_become_a_partition(shop: Shop) -> None:
     shop.run("CREATE TABLE root (LIKE orders) PARTITION BY LIST (org)")
     shop.watch()
-    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="unwatch_before"):
+    with pytest.raises(psycopg.errors.FeatureNotSupported, match="unwatch_before"):
         shop.run("ALTER TABLE root ATTACH PARTITION orders FOR VALUES IN ('a')")
     shop.run("SELECT outbox.unwatch('orders')")
     shop.run("ALTER TABLE root ATTACH PARTITION orders FOR VALUES IN ('a')")
@@ -110,7 +115,7 @@ def test_composite_missing_and_chosen_keys_make_the_subject(shop: Shop) -> None:
     ]
 
 
-NAMES = ['Ta"b\'le @x@ %s', "таблица", "$$", "a.b", "select", "_r", "q" * 63]
+NAMES = ["Ta\"b'le @x@ %s", "таблица", "$$", "a.b", "select", "_r", "q" * 63]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,18 +145,35 @@ def test_any_name_of_table_and_columns_is_captured(shop: Shop, name: str) -> Non
 
 
 def test_columns_added_later_appear_and_dropped_ones_harm_nothing(shop: Shop) -> None:
-    for extra in ({}, {"exclude": ["note"]}, {"include": ["id", "note", "amount", "later"]}, {"condition": "note IS NULL OR true"}):
+    for extra in (
+        {},
+        {"exclude": ["note"]},
+        {"include": ["id", "note", "amount", "later"]},
+        {"condition": "note IS NULL OR true"},
+    ):
         shop.run("DROP TABLE orders")
-        shop.run("CREATE TABLE orders (id bigint PRIMARY KEY, org text, amount numeric, note text, later int)")
+        shop.run(
+            "CREATE TABLE orders (id bigint PRIMARY KEY, org text, amount numeric,"
+            " note text, later int)"
+        )
         shop.watch(org_column="org", subject_columns=["amount"], **extra)
         shop.run("INSERT INTO orders VALUES (1, 'a', 1, 'x')")
-        shop.run("ALTER TABLE orders DROP COLUMN note, DROP COLUMN amount, DROP COLUMN later, ADD COLUMN later text")
+        shop.run(
+            "ALTER TABLE orders DROP COLUMN note, DROP COLUMN amount, DROP COLUMN later,"
+            " ADD COLUMN later text"
+        )
         shop.run("INSERT INTO orders VALUES (2, 'a', 'new')")
         shop.run("UPDATE orders SET later = 'newer'")
         shop.run("DELETE FROM orders")
         events = shop.events()
-        assert [e.type for e in events] == ["orders.inserted"] * 2 + ["orders.updated"] * 2 + ["orders.deleted"] * 2
-        assert (events[1].record["later"], events[1].org_id, events[1].subject) == ("new", "a", None)
+        assert [e.type for e in events] == ["orders.inserted"] * 2 + ["orders.updated"] * 2 + [
+            "orders.deleted"
+        ] * 2
+        assert (events[1].record["later"], events[1].org_id, events[1].subject) == (
+            "new",
+            "a",
+            None,
+        )
         assert events[2].payload["changed"] == ["later"]
         assert "omitted" not in events[1].payload
         shop.fresh()
@@ -163,23 +185,37 @@ def test_a_column_whose_type_changes_is_captured_in_the_same_session(shop: Shop)
         shop.run("INSERT INTO orders (id, org) VALUES (1, 'abc')")
         shop.run("UPDATE orders SET id = 2")
         shop.run("DELETE FROM orders")
-        shop.run(f"ALTER TABLE orders ALTER org TYPE {kind}, ALTER id TYPE {'int' if kind == 'text' else 'bigint'}")
+        shop.run(
+            f"ALTER TABLE orders ALTER org TYPE {kind},"
+            f" ALTER id TYPE {'int' if kind == 'text' else 'bigint'}"
+        )
     events = shop.events()
     assert {e.org_id for e in events} == {"abc"}
     assert [e.subject for e in events] == ["orders/1", "orders/2", "orders/2"] * 3
 
 
 @pytest.mark.parametrize("change", ["DROP COLUMN org", "RENAME COLUMN org TO tenant"])
-def test_a_missing_organization_column_fails_the_write_with_a_clear_message(shop: Shop, change: str) -> None:
+def test_a_missing_organization_column_fails_the_write_with_a_clear_message(
+    shop: Shop, change: str
+) -> None:
     shop.run("INSERT INTO orders VALUES (1, 'a')")
     shop.watch(org_column="org")
     shop.run("INSERT INTO orders VALUES (2, 'a')")
     shop.run(f"ALTER TABLE orders {change}")
-    for statement in ("INSERT INTO orders (id) VALUES (3)", "UPDATE orders SET note = 'x'", "DELETE FROM orders"):
-        with pytest.raises(psycopg.errors.UndefinedColumn, match=r"organization column org of table .*orders is gone: run outbox watch"):
+    for statement in (
+        "INSERT INTO orders (id) VALUES (3)",
+        "UPDATE orders SET note = 'x'",
+        "DELETE FROM orders",
+    ):
+        with pytest.raises(
+            psycopg.errors.UndefinedColumn,
+            match=r"organization column org of table .*orders is gone: run outbox watch",
+        ):
             shop.run(statement)
     assert shop.types() == ["orders.inserted"]
-    assert shop.run("SELECT problems[1] FROM outbox.watches()") == ["organization column org is gone: every write fails"]
+    assert shop.run("SELECT problems[1] FROM outbox.watches()") == [
+        "organization column org is gone: every write fails"
+    ]
 
 
 def test_a_renamed_table_keeps_its_types(shop: Shop) -> None:
@@ -207,8 +243,13 @@ def test_generated_and_identity_columns_are_captured(shop: Shop) -> None:
 
 @pytest.mark.pg_min(18)
 @pytest.mark.parametrize("extra", [{}, {"condition": "true"}, {"exclude": ["c"]}])
-def test_virtual_generated_columns_never_show_a_wrong_value(shop: Shop, extra: dict[str, object]) -> None:
-    shop.run("CREATE TABLE made (id int PRIMARY KEY, a int, c int, b int GENERATED ALWAYS AS (a * 2) VIRTUAL)")
+def test_virtual_generated_columns_never_show_a_wrong_value(
+    shop: Shop, extra: dict[str, Any]
+) -> None:
+    shop.run(
+        "CREATE TABLE made (id int PRIMARY KEY, a int, c int,"
+        " b int GENERATED ALWAYS AS (a * 2) VIRTUAL)"
+    )
     shop.watch("made", **extra)
     shop.run("INSERT INTO made (id, a) VALUES (1, 2)")
     shop.run("UPDATE made SET a = 3")
@@ -226,9 +267,10 @@ def test_a_role_that_may_only_insert_is_captured(shop: Shop) -> None:
         with shop.connection.transaction():
             shop.run("SET LOCAL ROLE writer_only")
             shop.run("INSERT INTO orders VALUES (1, 'a')")
-        with pytest.raises(psycopg.errors.InsufficientPrivilege), shop.connection.transaction():
-            shop.run("SET LOCAL ROLE writer_only")
+        shop.run("SET ROLE writer_only")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
             shop.run("SELECT * FROM outbox.event")
+        shop.run("RESET ROLE")
     finally:
         shop.run("DROP OWNED BY writer_only")
         shop.run("DROP ROLE writer_only")
@@ -253,7 +295,10 @@ def test_rows_that_rls_hides_from_their_writer_are_captured(shop: Shop) -> None:
 
 def test_temporary_objects_of_the_writer_are_never_used(shop: Shop) -> None:
     shop.watch(org_column="org")
-    shop.run("CREATE FUNCTION public.spy(x text) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE ''spied''; END'")
+    shop.run(
+        "CREATE FUNCTION public.spy(x text) RETURNS boolean LANGUAGE plpgsql AS"
+        " 'BEGIN RAISE ''spied''; END'"
+    )
     for name in ("text", "json", "bool", "regclass"):
         shop.run(f'CREATE DOMAIN pg_temp."{name}" AS pg_catalog.text CHECK (public.spy(VALUE))')
     shop.run("INSERT INTO orders VALUES (1, 'a', 1)")
@@ -275,7 +320,10 @@ def test_concurrent_writers_do_not_fail_because_of_capture(shop: Shop, level: st
         for i, writer in enumerate(writers):
             writer.execute("INSERT INTO orders VALUES (%s, 'a')", [100 + i])
         for i, writer in enumerate(writers):
-            writer.execute("INSERT INTO orders SELECT %s + i, 'b' FROM generate_series(1, 20) i", [1000 * (i + 1)])
+            writer.execute(
+                "INSERT INTO orders SELECT %s + i, 'b' FROM generate_series(1, 20) i",
+                [1000 * (i + 1)],
+            )
         for writer in writers:
             writer.commit()
     finally:

@@ -1,0 +1,224 @@
+"""The shop: a small schema, and sessions that write orders into it as an application would.
+
+Run as a process of its own (`python -P -m outbox.demo.shop`): a line of JSON on standard input
+says what to write, lines on standard output tell the progress. It ends when its input is closed.
+Every row change it counts was committed; what it rolls back is marked and counted apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from outbox.demo.scene import ORGS, ROLLED_BACK
+from outbox.store.connect import connect
+
+SCHEMA = """
+CREATE SCHEMA shop;
+CREATE TABLE shop.customers (
+    id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    org   text NOT NULL,
+    name  text NOT NULL,
+    email text NOT NULL
+);
+CREATE TABLE shop.orders (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    org         text NOT NULL,
+    customer_id bigint NOT NULL REFERENCES shop.customers,
+    status      text NOT NULL DEFAULT 'placed',
+    total       numeric(12, 2) NOT NULL,
+    note        text,
+    placed_at   timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE shop.order_items (
+    order_id bigint NOT NULL REFERENCES shop.orders,
+    position integer NOT NULL,
+    org      text NOT NULL,
+    product  text NOT NULL,
+    quantity integer NOT NULL,
+    price    numeric(12, 2) NOT NULL,
+    PRIMARY KEY (order_id, position)
+);
+"""
+TABLES = ("shop.customers", "shop.orders", "shop.order_items")
+
+CUSTOMERS_PER_ORG = 5
+TELL_S = 0.1
+_NAMES = ("Ada", "Björn", "Chiara", "Dmitri", "Élodie", "Fatima", "Goro", "Hana")
+_PRODUCTS = ("lamp", "chair", "Käse", "notebook", "teapot", "piñata", "bicycle", "ladder")
+
+
+class _ChangedMind(Exception):
+    """Raised inside a transaction to roll it back."""
+
+
+@dataclass(slots=True)
+class Board:
+    """What all sessions together have done."""
+
+    orders: int = 0
+    changes: int = 0
+    rolled_back: int = 0
+    error: str | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, orders: int = 0, changes: int = 0, rolled_back: int = 0) -> None:
+        """Count what a transaction did, after its end."""
+        with self.lock:
+            self.orders += orders
+            self.changes += changes
+            self.rolled_back += rolled_back
+
+    def shown(self) -> dict[str, int]:
+        """The counts as they are told."""
+        return {
+            "orders": self.orders,
+            "changes": self.changes,
+            "rolled_back": self.rolled_back,
+        }
+
+
+class Session:
+    """One application session: places orders, pays some, cancels some, thinks again at times."""
+
+    def __init__(
+        self, connection: Any, customers: dict[str, list[int]], board: Board, rng: random.Random
+    ) -> None:
+        self._connection = connection
+        self._customers = customers
+        self._board = board
+        self._random = rng
+
+    def write(self, orders: int) -> None:
+        """Write so many orders, and what happens to them afterwards."""
+        rng = self._random
+        for _ in range(orders):
+            if rng.random() < 0.1:
+                self._think_again()
+            order_id, items = self._place()
+            fate = rng.random()
+            if fate < 0.7:
+                self._pay(order_id)
+            elif fate < 0.8:
+                self._cancel(order_id, items)
+
+    def _place(self) -> tuple[int, int]:
+        with self._connection.transaction():
+            order_id, items = self._insert(None)
+        self._board.add(orders=1, changes=1 + items)
+        return order_id, items
+
+    def _think_again(self) -> None:
+        with suppress(_ChangedMind), self._connection.transaction():
+            self._insert(ROLLED_BACK)
+            raise _ChangedMind
+        self._board.add(rolled_back=1)
+
+    def _insert(self, note: str | None) -> tuple[int, int]:
+        rng = self._random
+        org = rng.choice(ORGS)
+        items = [
+            (n, rng.choice(_PRODUCTS), rng.randint(1, 5), rng.randint(100, 9999) / 100)
+            for n in range(1, rng.randint(1, 3) + 1)
+        ]
+        total = sum(quantity * price for _, _, quantity, price in items)
+        row = self._connection.execute(
+            "INSERT INTO shop.orders (org, customer_id, total, note) VALUES (%s, %s, %s, %s)"
+            " RETURNING id",
+            [org, rng.choice(self._customers[org]), total, note],
+        ).fetchone()
+        numbers, products, quantities, prices = map(list, zip(*items, strict=True))
+        self._connection.execute(
+            "INSERT INTO shop.order_items (order_id, org, position, product, quantity, price)"
+            " SELECT %s, %s, * FROM unnest(%s::int[], %s::text[], %s::int[], %s::numeric[])",
+            [row[0], org, numbers, products, quantities, prices],
+        )
+        return row[0], len(items)
+
+    def _pay(self, order_id: int) -> None:
+        done = self._connection.execute(
+            "UPDATE shop.orders SET status = 'paid' WHERE id = %s", [order_id]
+        )
+        self._board.add(changes=done.rowcount)
+
+    def _cancel(self, order_id: int, items: int) -> None:
+        with self._connection.transaction():
+            self._connection.execute("DELETE FROM shop.order_items WHERE order_id = %s", [order_id])
+            self._connection.execute("DELETE FROM shop.orders WHERE id = %s", [order_id])
+        self._board.add(changes=1 + items)
+
+
+def add_customers(connection: Any, board: Board, rng: random.Random) -> dict[str, list[int]]:
+    """A few customers of each organization; returns their ids."""
+    customers: dict[str, list[int]] = {}
+    for org in ORGS:
+        names = [rng.choice(_NAMES) for _ in range(CUSTOMERS_PER_ORG)]
+        rows = connection.execute(
+            "INSERT INTO shop.customers (org, name, email)"
+            " SELECT %s, name, 'someone@example.com' FROM unnest(%s::text[]) name RETURNING id",
+            [org, names],
+        ).fetchall()
+        customers[org] = [row[0] for row in rows]
+        board.add(changes=len(rows))
+    return customers
+
+
+def open_shop(url: str, orders: int, sessions: int, seed: int, board: Board) -> None:
+    """Write `orders` orders by so many concurrent sessions. Errors end up on the board."""
+    with connect(url, autocommit=True) as connection:
+        customers = add_customers(connection, board, random.Random(seed))  # noqa: S311 (a shop)
+
+    def session(number: int, share: int) -> None:
+        try:
+            rng = random.Random(f"{seed}/{number}")  # noqa: S311 (a shop)
+            with connect(url, autocommit=True) as connection:
+                Session(connection, customers, board, rng).write(share)
+        except Exception as error:  # noqa: BLE001 (told to the parent, which ends the demo)
+            board.error = f"{type(error).__name__}: {error}"
+
+    shares = [orders // sessions + (n < orders % sessions) for n in range(sessions)]
+    threads = [threading.Thread(target=session, args=one) for one in enumerate(shares)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def main() -> None:
+    """Be told what to write, write it, tell."""
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    board = Board()
+
+    def work() -> None:
+        try:
+            open_shop(task["url"], task["orders"], task["sessions"], task["seed"], board)
+        except Exception as error:  # noqa: BLE001 (the same)
+            board.error = f"{type(error).__name__}: {error}"
+
+    writing = threading.Thread(target=work, daemon=True)
+    writing.start()
+    while writing.is_alive():
+        writing.join(TELL_S)
+        _tell(board.shown())
+    _tell({"error": board.error} if board.error else {**board.shown(), "done": True})
+
+
+def _tell(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The rhythm of a relay: its numbers, and when each of its steps ran last. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+FULL_S_MIN, FULL_S_MAX = 0.01, 0.08
+"""How long the backlog of an organization whose every lane is full is left alone: its events wait
+more cheaply unrouted. Doubles while it stays full; never for long, since an event behind the
+others may go to a lane that is free."""
+
+CLAIM_LEAST = 16
+"""The smallest claim: where an adapting claim begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """The numbers of a relay. Times in seconds.
+
+    `awake_s`: how long after the last work a relay keeps polling before it sleeps; `poll_s_max`
+    bounds the gap between such polls; `asleep_s`: the cheap look of a sleeping relay;
+    `poll_only_s`: the gap where no bell can be heard.
+    """
+
+    lease_s: float = 30.0
+    batch: int = 500
+    orgs_max: int = 64
+    lanes_max: int = 128
+    expiries_max: int = 5
+    awake_s: float = 0.1
+    full_s_max: float = 0.05
+    poll_s_min: float = 0.001
+    poll_s_max: float = 0.004
+    asleep_s: float = 0.5
+    poll_only_s: float = 0.05
+    due_s: float = 0.5
+    blocked_s_min: float = 0.005
+    blocked_s_max: float = 0.05
+    look_s: float = 0.25
+    tend_s: float = 5.0
+    backoff_s_max: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Until when an organization's backlog is left alone, and for how long that is."""
+
+    until: float
+    pause_s: float
+
+
+@dataclass(slots=True)
+class Rhythm:
+    """When each periodic step ran last, on the relay's monotonic clock."""
+
+    worked_at: float
+    due_at: float = 0.0
+    looked_at: float = 0.0
+    tended_at: float = 0.0
+    poll_s: float = 0.001
+    lane_from: int = 0
+    org_from: str = ""
+    fair: bool = False
+    claim_max: int = CLAIM_LEAST
+    blocked_s: float = 0.005
+    full: dict[str, Rest] = field(default_factory=dict)
+    asked_to_ring: bool = False
+    quiet: bool = False
+
+    def worked(self, now: float, config: RelayConfig) -> None:
+        """There was work: poll closely again."""
+        self.worked_at = now
+        self.poll_s = config.poll_s_min
+
+    def wait(self, s_max: float) -> float:
+        """The next pause while nothing happens, doubling up to `s_max`."""
+        pause_s = min(s_max, self.poll_s)
+        self.poll_s = min(s_max, self.poll_s * 2)
+        return pause_s
+
+    def rest(self, full: Sequence[str], resting: Sequence[str], now: float) -> None:
+        """Leave full organizations alone for a while, longer each time; forget the others."""
+        kept = {org: self.full[org] for org in resting}
+        for org in full:
+            last = self.full.get(org)
+            pause_s = FULL_S_MIN if last is None else min(FULL_S_MAX, last.pause_s * 2)
+            kept[org] = Rest(now + pause_s, pause_s)
+        self.full = kept

@@ -1,0 +1,107 @@
+"""A worker or a relay running in this process, with processors that the test scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from outbox.outcome import Kind, Outcome
+from outbox.secrets import KeyRing
+from outbox.store.connect import HotConnection, connect_hot
+from outbox.store.endpoints import AddedEndpoint, EndpointSpec, add_endpoint
+from outbox.store.subscriptions import Rule
+from outbox.work import Work
+from outbox.worker import Worker, WorkerConfig
+from tests.engine.engine import Engine, Lease
+
+RING = KeyRing([bytes(range(32))])
+WITHIN_S = 30.0
+DELIVERED = Outcome(Kind.DELIVERED, "http_200")
+
+
+async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
+    """Wait for a condition of another task, thread or server."""
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        await asyncio.sleep(0.002)
+
+
+def real_endpoint(engine: Engine, org: str | None = "acme", **fields: Any) -> AddedEndpoint:
+    """An endpoint with a key that opens, subscribed to everything."""
+    rule = fields.pop("rule", Rule(("*",)))
+    with psycopg.connect(engine.url, autocommit=True) as connection:
+        url = fields.pop("url", "http://127.0.0.1:9/x")
+        return add_endpoint(connection, EndpointSpec(url, org, rule, **fields), RING)
+
+
+@dataclass
+class Scripted:
+    """A processor that remembers what it was given, and waits where the test says."""
+
+    begun: list[Work] = field(default_factory=list)
+    ended: list[UUID] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    outcome: Outcome = DELIVERED
+
+    async def __call__(self, work: Work, deadline: float) -> Outcome:
+        self.begun.append(work)
+        await self.gate.wait()
+        self.ended.append(work.delivery_id)
+        return self.outcome
+
+
+Processor = Callable[[Work, float], Awaitable[Outcome]]
+
+
+@dataclass
+class Running:
+    """A running worker."""
+
+    worker: Worker
+    task: asyncio.Task[None]
+    opened: list[HotConnection]
+
+    async def give(self, leases: Sequence[Lease]) -> None:
+        """Hand leases over as a thread of the broker does."""
+        tokens: dict[int, list[UUID]] = {}
+        for delivery_id, token in leases:
+            tokens.setdefault(token, []).append(delivery_id)
+        for token, ids in tokens.items():
+            await asyncio.to_thread(self.worker.accept, token, ids)
+
+    async def finish(self) -> None:
+        """Stop and wait until everything inside is settled."""
+        self.worker.stop()
+        await asyncio.wait_for(self.task, WITHIN_S)
+
+
+@asynccontextmanager
+async def working(
+    url: str, processor: Processor, config: WorkerConfig | None = None
+) -> AsyncIterator[Running]:
+    """A worker while the body runs; cancelled at the end if it was not finished."""
+    opened: list[HotConnection] = []
+
+    async def open_connection(name: str) -> HotConnection:
+        opened.append(await connect_hot(url, name))
+        return opened[-1]
+
+    processors: Mapping[str, Processor] = {"webhook": processor}
+    worker = Worker(open_connection, processors, RING, config or WorkerConfig(), jitter=lambda: 0.0)
+    task = asyncio.create_task(worker.run())
+    await until(lambda: len(opened) == 2)
+    try:
+        yield Running(worker, task, opened)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        for connection in opened:
+            await connection.raw.close()

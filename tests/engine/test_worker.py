@@ -1,0 +1,95 @@
+"""The worker's loop against a real database: what it takes it ends, whatever breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from uuid import UUID
+
+from outbox.worker import WorkerConfig
+from tests.engine.engine import Engine, Lease, another
+from tests.engine.running import Scripted, real_endpoint, until, working
+
+
+def test_what_is_taken_is_delivered_and_settled(engine: Engine) -> None:
+    real_endpoint(engine)
+    engine.emit(300)
+    leases = engine.leases()
+
+    async def run() -> None:
+        processor = Scripted()
+        processor.gate.set()
+        async with working(engine.url, processor) as running:
+            await running.give(leases)
+            await until(lambda: running.worker.in_flight == 0)
+            await running.finish()
+        assert sorted(processor.ended) == sorted(lease[0] for lease in leases)
+
+    asyncio.run(run())
+    assert engine.states() == {}
+    engine.check()
+
+
+def test_a_connection_lost_between_take_and_endpoints_frees_the_budget(engine: Engine) -> None:
+    """The taken deliveries come back by their leases; the room they took comes back at once."""
+    real_endpoint(engine)
+    engine.emit(5)
+    leases = engine.leases()
+
+    async def run() -> None:
+        processor = Scripted()
+        processor.gate.set()
+        async with working(engine.url, processor) as running:
+            with another(engine.url) as second, second.transaction():
+                second.execute("LOCK TABLE outbox.secret IN ACCESS EXCLUSIVE MODE")
+                await running.give(leases)
+                blocked = (
+                    "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND wait_event_type = 'Lock'"
+                )
+                await until(lambda: bool(engine.rows(blocked)))
+                engine.run("SELECT pg_terminate_backend(pid) FROM (" + blocked + ") x")
+            await until(lambda: len(running.opened) == 3)
+            await until(lambda: running.worker.in_flight == 0, 5)
+            await running.finish()
+
+    asyncio.run(run())
+
+
+def test_leases_are_lengthened_also_while_more_keeps_coming(engine: Engine) -> None:
+    """A worker that is never idle must not forget what runs: it would be tried twice."""
+    real_endpoint(engine)
+    engine.emit(1)
+    [long_one] = engine.leases()
+    engine.extend([long_one], 2.0)
+    # Leases that nobody holds any more: they keep the worker taking and leave no trace.
+    void = [(UUID(int=n), 1) for n in range(50)]
+
+    async def run() -> None:
+        processor = Scripted()
+        config = WorkerConfig(lease_s=2.0, margin_s=0.1)
+        async with working(engine.url, processor, config) as running:
+            await running.give([long_one])
+            await until(lambda: len(processor.begun) == 1)
+            first = engine.delivery(long_one[0])["lease_until"]
+
+            async def feed() -> None:
+                while True:
+                    await running.give(void)
+
+            feeding = [asyncio.create_task(feed()) for _ in range(4)]
+            await until(lambda: engine.now() > first or _lease_until(engine, long_one) > first)
+            assert _lease_until(engine, long_one) > first
+            for task in feeding:
+                task.cancel()
+            await asyncio.wait(feeding)
+            processor.gate.set()
+            await running.finish()
+
+    asyncio.run(run())
+    assert [fact[0] for fact in engine.facts(long_one[0])] == ["delivered"]
+
+
+def _lease_until(engine: Engine, lease: Lease) -> datetime:
+    value: datetime = engine.delivery(lease[0])["lease_until"]
+    return value
