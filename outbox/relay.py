@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 
 import structlog
 
@@ -171,8 +170,8 @@ class Relay:
         rhythm, config = self._rhythm, self._config
         now = self._clock()
         resting = [org for org, rest in rhythm.full.items() if rest.until > now]
-        fair = rhythm.fair or bool(resting)
-        events_max = min(rhythm.claim_max, room)
+        fair = (rhythm.fair or bool(resting)) and not rhythm.careful
+        events_max = 1 if rhythm.careful else min(rhythm.claim_max, room)
         claim = Claim(
             events_max,
             floor=self._floor.value,
@@ -180,7 +179,12 @@ class Relay:
             org_from=rhythm.org_from,
             orgs_skipped=resting,
         )
-        routed = await self._claim(dispatch, claim, room)
+        try:
+            routed = await self._claim(dispatch, claim, room)
+        except REFUSED as error:
+            await self._stumble(dispatch, error)
+            return 1
+        rhythm.careful = max(0, rhythm.careful - 1)
         rhythm.org_from = f"{routed.org_last}\x01" if fair and routed.org_last is not None else ""
         if not fair:
             if routed.id_max is not None:
@@ -217,10 +221,7 @@ class Relay:
 
     async def _claim(self, dispatch: Dispatch, claim: Claim, window: int) -> Routed:
         token = self._token()
-        try:
-            routed = await dispatch.route(claim, window, token)
-        except REFUSED as error:
-            return await self._split(dispatch, claim, window, describe(error))
+        routed = await dispatch.route(claim, window, token)
         await self._broker.hand(dispatch, token, routed.ids)
         if routed.events:
             log.debug(
@@ -231,16 +232,18 @@ class Relay:
             )
         return routed
 
-    async def _split(self, dispatch: Dispatch, claim: Claim, window: int, error: str) -> Routed:
-        """One event must not stop the others: claim fewer, at last one without its filters."""
-        log.error("relay.routing_failed", events_max=claim.events_max, error=error)
-        if claim.events_max > 1:
-            return await self._claim(
-                dispatch, replace(claim, events_max=claim.events_max // 2), window
-            )
-        if claim.filters:
-            return await self._claim(dispatch, replace(claim, filters=False), window)
-        raise OutboxError(f"an event cannot be routed: {error}")
+    async def _stumble(self, dispatch: Dispatch, error: BaseException) -> None:
+        """One event must not stop the others: go one by one for a while, and disable the filter
+        that takes too long."""
+        rhythm = self._rhythm
+        log.error("relay.routing_failed", events_max=rhythm.claim_max, error=describe(error))
+        if rhythm.careful == 0:
+            rhythm.careful = rhythm.claim_max
+            return
+        slow = await dispatch.disable_slow_filters(self._floor.value)
+        if not slow:
+            raise OutboxError(f"an event cannot be routed: {describe(error)}")
+        log.error("relay.filter_too_slow", subscriptions=slow, effect="disabled, deliveries held")
 
     async def _lease_due(self, dispatch: Dispatch, now: float) -> int:
         """Lease due deliveries, in a share of their own; returns how many."""

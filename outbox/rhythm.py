@@ -65,6 +65,7 @@ class Rhythm:
     claim_max: int = CLAIM_LEAST
     blocked_s: float = 0.005
     full: dict[str, Rest] = field(default_factory=dict)
+    careful: int = 0
     asked_to_ring: bool = False
     quiet: bool = False
 

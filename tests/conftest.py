@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from outbox.embedded import EmbeddedPostgres, EmbeddedRedis
+from tests.servers import PeerPostgres, open_server, server_version
 
 TEMPLATE = "outbox_template"
 
@@ -53,10 +54,25 @@ def seed(pytestconfig: pytest.Config) -> int:
     return int(pytestconfig.getoption("--hypothesis-seed"))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect, by name and reason in the marker, what the server's version cannot do."""
+    version = server_version()
+    too_new = [item for item in items if _needs(item) > version]
+    if too_new:
+        config.hook.pytest_deselected(items=too_new)
+        items[:] = [item for item in items if _needs(item) <= version]
+
+
+def _needs(item: pytest.Item) -> int:
+    marker = item.get_closest_marker("pg_min")
+    return int(marker.args[0]) if marker is not None else 0
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[EmbeddedPostgres]:
+def postgres() -> Iterator[EmbeddedPostgres | PeerPostgres]:
     """The PostgreSQL of this pytest process. Tests that crash or restart one use `own_postgres`."""
-    with EmbeddedPostgres() as server:
+    with open_server() as server:
         yield server
 
 
@@ -68,24 +84,28 @@ def own_postgres() -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
-def migrated_template(postgres: EmbeddedPostgres) -> str:
+def migrated_template(postgres: EmbeddedPostgres | PeerPostgres) -> Iterator[str]:
     """The name of a database that holds the schema; nobody may stay connected to it."""
     from outbox.store.migrate import migrate
 
-    migrate(postgres.create_database(TEMPLATE))
-    return TEMPLATE
+    name = f"{TEMPLATE}_{os.getpid()}"
+    migrate(postgres.create_database(name))
+    yield name
+    postgres.drop_database(name)
 
 
 _numbers = itertools.count(1)
 
 
 @pytest.fixture
-def make_database(postgres: EmbeddedPostgres) -> Iterator[Callable[[str | None], str]]:
+def make_database(
+    postgres: EmbeddedPostgres | PeerPostgres,
+) -> Iterator[Callable[[str | None], str]]:
     """Make databases, dropped after the test: from a template by name, or empty ones for None."""
     made: list[str] = []
 
     def make(template: str | None) -> str:
-        made.append(f"test_{next(_numbers)}")
+        made.append(f"test_{os.getpid()}_{next(_numbers)}")
         return postgres.create_database(made[-1], template)
 
     yield make

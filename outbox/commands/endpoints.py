@@ -67,7 +67,7 @@ def read_headers(texts: Sequence[str]) -> dict[str, str]:
     """Read `Name: value` or `Name: @file`. Raises UsageError, ConfigurationError."""
     headers: dict[str, str] = {}
     for text in texts:
-        if ":" not in text:
+        if not text.partition(":")[0].strip() or ":" not in text:
             raise UsageError("a --header is not of the form 'Name: value'")  # it may be secret
         name, value = split_header(text)
         if name.lower() in {known.lower() for known in headers}:
@@ -90,7 +90,7 @@ def _secret_text(text: str) -> str:
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 100_000),
-    default=500,
+    default=1000,
     show_default=True,
     help="Deliveries under way at the same time, at most.",
 )

@@ -135,7 +135,9 @@ class Http(asyncio.Protocol):
         self.on_message_begin()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's has the duties, not the name
+        self._transport = cast(
+            asyncio.Transport, transport
+        )  # uvloop's has the duties, not the name
 
     def data_received(self, data: bytes) -> None:
         try:

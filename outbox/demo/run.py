@@ -78,6 +78,8 @@ class Demo:
         require_packages()
         async with AsyncExitStack() as stack:
             with self.view:
+                showing = asyncio.create_task(self._show_often())
+                stack.callback(showing.cancel)
                 settings, receivers = await self._set_up(stack)
                 receipts: dict[str, Receipt] = {}
                 reported = asyncio.Event()
@@ -86,6 +88,7 @@ class Demo:
                     await self._start_daemon(stack, settings),
                 ]
                 seconds = await racing(self._until_at_rest(stack, settings), helpers)
+                showing.cancel()
                 self._stage("counting")
                 receivers.tell({"report": True})
                 await racing(reported.wait(), helpers)
@@ -158,7 +161,6 @@ class Demo:
         stack.push_async_callback(looking.raw.close)
         if self.options.behind_its_back is not None:
             await _beside(stack, asyncio.to_thread(self.options.behind_its_back, settings.database))
-        await _beside(stack, self._show_often())
         self.board.began_at = self.board.clock()
         self.board.stage = "orders come in"
         writing = await _beside(stack, self._write(shop, settings))
@@ -179,7 +181,7 @@ class Demo:
             self.board.changes = message["changes"]
             self.board.rolled_back = message["rolled_back"]
             if message.get("done"):
-                self.board.stage = "retrying the moody ones"
+                self.board.stage = "delivering the rest"
                 return
 
     async def _watch_progress(self, looking: HotConnection, writing: asyncio.Task[None]) -> None:

@@ -220,7 +220,7 @@ def print_summary(console: Console, report: Report, *, seed: int, keeps: bool) -
     console.print()
     console.print(_figures(report), highlight=False)
     console.print()
-    console.print(_latency(report.account.latency_ms), highlight=False)
+    console.print(_latency(report.account.latency_ms), highlight=False, soft_wrap=True)
     console.print()
     console.print(_stories(report), highlight=False)
     if not keeps:
@@ -262,11 +262,11 @@ def _figures(report: Report) -> Table:
 
 
 def _latency(latency: Latency) -> Text:
-    if latency.p50 is None:
+    if latency.p50 is None or latency.p99 is None:
         return Text("no latency was measured")
     return Text.assemble(
-        "commit to first receipt, healthy receivers, under this load: ",
-        (f"p50 {latency.p50:g} ms, p99 {latency.p99:g} ms", "bold"),
+        "Commit to healthy receiver, the shop writing as fast as it can: ",
+        (f"p50 {latency.p50:,.0f} ms, p99 {latency.p99:,.0f} ms", "bold"),
     )
 
 

@@ -34,7 +34,8 @@ CONNECT_TIMEOUT_S = 5
 # statement anew took longer than running it (4.2 ms against 2.0 ms for one event).
 _SESSION = """
     SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off;
-    SET plan_cache_mode = force_generic_plan; SET jit = off; SET timezone = 'UTC'; SET lock_timeout = '5s'; SET statement_timeout = '15s';
+    SET plan_cache_mode = force_generic_plan; SET jit = off; SET timezone = 'UTC';
+    SET lock_timeout = '5s'; SET statement_timeout = '15s';
     SET idle_in_transaction_session_timeout = '15s'; SET search_path = pg_catalog
 """
 # The same for one transaction, where a pooler shares the session with others.
@@ -60,21 +61,29 @@ class HotConnection:
     direct: bool
 
     async def run(
-        self, name: str, params: dict[str, Any], *, locked: bool = False
+        self,
+        name: str,
+        params: dict[str, Any],
+        *,
+        locked: bool = False,
+        limit_ms: int | None = None,
     ) -> psycopg.AsyncCursor[tuple[Any, ...]]:
         """Run a statement of `sql/statements/` in a transaction of its own.
 
-        With `locked` it runs under the dispatch lock. A transaction of several statements is sent
+        With `locked` it runs under the dispatch lock; with `limit_ms` it is cancelled (one of
+        REFUSED) when it takes longer. A transaction of several statements is sent
         in one flight, from BEGIN to COMMIT, so that a process that freezes holds no lock.
         """
         text = statement(name)
-        if self.direct and not locked:
+        if self.direct and not locked and limit_ms is None:
             return await self.raw.execute(text, params, binary=True)
         async with self.raw.pipeline(), self.raw.transaction():
             if not self.direct:
                 await self.raw.execute(_TRANSACTION)
             if locked:
                 await self.raw.execute(statement("dispatch_lock"))
+            if limit_ms is not None:
+                await self.raw.execute(statement("route_limit"), {"limit_ms": limit_ms})
             return await self.raw.execute(text, params, binary=True)
 
 

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from outbox.store.connect import HotConnection
+from outbox.store.connect import REFUSED, HotConnection
 
 Params = dict[str, Any]
 
 ID_MAX = 2**63 - 1
+
+ROUTE_LIMIT_MS = 1000
+"""How long one routing statement may take: some sixty times what 500 events take."""
+
+FILTER_LIMIT_MS = 250
+"""How long one filter may take over one event before its subscription is disabled."""
 
 
 def split_ids(packed: bytes | None) -> list[UUID]:
@@ -26,8 +32,7 @@ def split_ids(packed: bytes | None) -> list[UUID]:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Which pending events to claim. `orgs_max` 0 claims in order of id; otherwise fairly over at
-    most that many organizations, from `org_from` on, leaving `orgs_skipped` alone. Without
-    `filters` every filter passes."""
+    most that many organizations, from `org_from` on, leaving `orgs_skipped` alone."""
 
     events_max: int
     floor: int = 0
@@ -35,7 +40,6 @@ class Claim:
     orgs_max: int = 0
     org_from: str = ""
     orgs_skipped: Sequence[str] = ()
-    filters: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,10 @@ class Dispatch:
             # makes everything before it durable.
             await self._connection.raw.execute("SET synchronous_commit = off")
 
-    async def _one(self, name: str, params: Params, *, locked: bool = False) -> tuple[Any, ...]:
-        cursor = await self._connection.run(name, params, locked=locked)
+    async def _one(
+        self, name: str, params: Params, *, locked: bool = False, limit_ms: int | None = None
+    ) -> tuple[Any, ...]:
+        cursor = await self._connection.run(name, params, locked=locked, limit_ms=limit_ms)
         row = await cursor.fetchone()
         assert row is not None
         return row
@@ -118,7 +124,6 @@ class Dispatch:
                 "orgs_max": claim.orgs_max,
                 "org_from": claim.org_from,
                 "orgs_skipped": list(claim.orgs_skipped),
-                "filters": claim.filters,
                 "window": window,
                 "token": token,
                 "lease_s": self._lease_s,
@@ -163,3 +168,18 @@ class Dispatch:
         """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring."""
         row = await self._one("tick", {"floor": floor, "bell": bell})
         return Tick(*row[:5])
+
+    async def disable_slow_filters(self, floor: int) -> list[int]:
+        """Find which filters make the first event above `floor` take too long, and disable their
+        subscriptions: what they may match is held. Returns their ids."""
+        cursor = await self._connection.run("peek_filters", {"floor": floor})
+        slow = []
+        for subscription_id, text, slot, event_id in await cursor.fetchall():
+            params = {"filter": text, "slot": slot, "id": event_id}
+            try:
+                await self._connection.run("try_filter", params, limit_ms=FILTER_LIMIT_MS)
+            except REFUSED:
+                slow.append(int(subscription_id))
+        if slow:
+            await self._connection.run("disable_slow", {"ids": slow}, locked=True)
+        return slow

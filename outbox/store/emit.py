@@ -302,7 +302,7 @@ _KINDS: Mapping[tuple[str, str], _Kind] = {
 
 def _require_postgresql(connection: Connection | AsyncConnection) -> None:
     if connection.dialect.name != "postgresql":
-        raise UsageError(f"emits a connection to PostgreSQL, not {connection.dialect.name}")
+        raise UsageError(f"emit needs a connection to PostgreSQL, not {connection.dialect.name}")
 
 
 @cache

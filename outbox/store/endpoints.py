@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg
 
-from outbox.errors import NotFound, UsageError
+from outbox.errors import ConfigurationError, KeyMissing, NotFound, UsageError
 from outbox.secrets import KeyRing, secret_context
 from outbox.signature import (
     format_public_key,
@@ -63,7 +63,7 @@ class EndpointSpec:
     url: str
     org_id: str | None
     rule: Rule
-    concurrency: int = 500
+    concurrency: int = 1000
     rate_per_s: float | None = None
     timeout: timedelta = timedelta(seconds=15)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -101,7 +101,11 @@ def add_endpoint(
     *,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
 ) -> AddedEndpoint:
-    """Create endpoint, key and subscription. Raises UsageError for a bad filter or key."""
+    """Create endpoint, key and subscription.
+
+    Raises UsageError for a bad filter or key, KeyMissing if the ring does not open what is stored.
+    """
+    _check_ring(connection, ring)
     key = signing_key(spec.signing, spec.secret, random_bytes)
     endpoint_id, secret_id, subscription_id = draw_ids(connection, 3)
     parameters = {
@@ -213,6 +217,7 @@ def rotate_secret(
     """Sign with a new key of the same kind; the old ones sign beside it for `overlap`."""
     if not timedelta() <= overlap <= OVERLAP_MAX:
         raise UsageError("the overlap must lie between 0s and 365d")
+    _check_ring(connection, ring)
     stored = load_endpoint(connection, endpoint_id, org)
     kind = stored.keys[0].kind if stored.keys else "hmac"
     key = signing_key(kind, given, random_bytes)
@@ -239,6 +244,20 @@ def rotate_secret(
             " or rotate with --overlap 0s, which ends them now"
         )
     return RotatedSecret(endpoint_id, *shown_key(key), row[1].isoformat())
+
+
+def _check_ring(connection: Connection, ring: KeyRing) -> None:
+    """Raise KeyMissing for a ring that is not this installation's: no daemon could open what it
+    seals. A value that was altered is not its fault."""
+    row = connection.execute(statement("newest_secret")).fetchone()
+    if row is None:
+        return
+    try:
+        ring.open(row[2], context=key_context(row[0], row[1]))
+    except KeyMissing:
+        raise
+    except ConfigurationError:
+        return
 
 
 def load_endpoint(connection: Connection, endpoint_id: int, org: str | None) -> StoredEndpoint:

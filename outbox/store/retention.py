@@ -206,7 +206,8 @@ class _Retention:
         return set(holders)
 
     async def _lock(self, slot: int) -> None:
-        timeout_ms = int(self._config.lock_timeout.total_seconds() * 1000)
+        # Zero would mean: wait for ever.
+        timeout_ms = max(1, int(self._config.lock_timeout.total_seconds() * 1000))
         await self._raw.execute("SET LOCAL outbox.retention = 'on'")
         await self._raw.execute(f"SET LOCAL lock_timeout = {timeout_ms}".encode())
         tables = f"outbox.event_{slot}, outbox.journal_{slot}"

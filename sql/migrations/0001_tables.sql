@@ -169,6 +169,8 @@ CREATE TABLE outbox.subscription (
     max_age     interval,
     body_format smallint NOT NULL DEFAULT 1 CHECK (body_format IN (1, 2)),
     state       text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'paused', 'disabled', 'removed')),
+    -- 'filter_timeout': the filter took too long; it is not judged and what may match is held.
+    state_reason text,
     revision    integer NOT NULL DEFAULT 1,
     active_from timestamptz NOT NULL DEFAULT clock_timestamp(),
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -86,6 +86,9 @@ BEGIN
 END
 $$;
 
+-- Type names are written with their schema in functions that run with definer rights: an empty
+-- search_path still looks for types among the caller's temporary objects.
+--
 -- Emit one event in the caller's transaction; returns its id, or the first event's id where
 -- `dedupe_key` was used before (in this organization, within its lifetime).
 -- `payload` is json, jsonb, or text that holds JSON.
@@ -107,7 +110,7 @@ DECLARE
     v_id bigint;
     v_first bigint;
     v_slot smallint;
-    v_payload json;
+    v_payload pg_catalog.json;
 BEGIN
     IF emit.type IS NULL OR emit.type !~ '^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$' OR pg_catalog.length(emit.type) > 200 THEN
         RAISE EXCEPTION 'outbox: event type % is not of the form orders.paid (letters, digits, _ and -, joined by dots, at most 200)',
@@ -120,21 +123,21 @@ BEGIN
         RAISE EXCEPTION 'outbox: org_id must have 1 to 200 characters; leave it null for a system-wide event'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF pg_catalog.pg_typeof(payload) NOT IN ('json'::regtype, 'jsonb'::regtype, 'text'::regtype) THEN
+    IF pg_catalog.pg_typeof(payload) NOT IN ('pg_catalog.json'::pg_catalog.regtype, 'pg_catalog.jsonb'::pg_catalog.regtype, 'pg_catalog.text'::pg_catalog.regtype) THEN
         RAISE EXCEPTION 'outbox: payload must be json, jsonb or text, not %', pg_catalog.pg_typeof(payload)
             USING ERRCODE = 'datatype_mismatch', HINT = 'Write to_json(value).';
     END IF;
-    v_payload := coalesce(payload::text, 'null')::json;
-    IF pg_catalog.octet_length(v_payload::text) > outbox.payload_bytes_max() THEN
+    v_payload := coalesce(payload::pg_catalog.text, 'null')::pg_catalog.json;
+    IF pg_catalog.octet_length(v_payload::pg_catalog.text) > outbox.payload_bytes_max() THEN
         RAISE EXCEPTION 'outbox: payload of % bytes exceeds the limit of % bytes',
-            pg_catalog.octet_length(v_payload::text), outbox.payload_bytes_max()
+            pg_catalog.octet_length(v_payload::pg_catalog.text), outbox.payload_bytes_max()
             USING ERRCODE = 'program_limit_exceeded',
                   HINT = 'Store the document and emit a reference to it.';
     END IF;
-    IF headers IS NOT NULL AND (pg_catalog.json_typeof(headers) <> 'object' OR pg_catalog.octet_length(headers::text) > 8192) THEN
+    IF headers IS NOT NULL AND (pg_catalog.json_typeof(headers) <> 'object' OR pg_catalog.octet_length(headers::pg_catalog.text) > 8192) THEN
         RAISE EXCEPTION 'outbox: headers must be a JSON object of at most 8192 bytes' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF expires_at IS NOT NULL AND expires_at <= coalesce(deliver_at, '-infinity'::timestamptz) THEN
+    IF expires_at IS NOT NULL AND expires_at <= coalesce(deliver_at, '-infinity'::pg_catalog.timestamptz) THEN
         RAISE EXCEPTION 'outbox: expires_at must be after deliver_at' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF ordering_key IS NOT NULL THEN
@@ -142,6 +145,9 @@ BEGIN
         PERFORM pg_catalog.pg_advisory_xact_lock(
             pg_catalog.hashtextextended(coalesce(emit.org_id, '') || E'\x01' || ordering_key, 7861));
     END IF;
+    -- The transaction id comes before the event id, whatever waits in between: a relay that passes
+    -- the event id can then see that this transaction is in progress.
+    PERFORM pg_catalog.pg_current_xact_id();
     v_id := pg_catalog.nextval('outbox.event_id');
     IF dedupe_key IS NOT NULL THEN
         INSERT INTO outbox.dedupe AS d (org, key, event_id, expires_at)

@@ -3,12 +3,14 @@
 --
 -- now  timestamptz or null
 -- One row: held (count)
-WITH clock AS MATERIALIZED (
+WITH own AS MATERIALIZED (
+    SELECT d.* FROM outbox.delivery d WHERE d.state IN ('scheduled', 'leased') ORDER BY d.id FOR UPDATE
+),
+-- The clock is read when all rows are locked: facts of whoever held one of them come before ours.
+clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
-),
-own AS MATERIALIZED (
-    SELECT d.* FROM outbox.delivery d WHERE d.state IN ('scheduled', 'leased') ORDER BY d.id FOR UPDATE
+    FROM (SELECT count(*) FROM own) locked
 ),
 stopped AS (
     UPDATE outbox.delivery d

@@ -3,15 +3,17 @@
 --
 -- now  timestamptz or null
 -- One row: released (count)
-WITH clock AS MATERIALIZED (
-    SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
-           (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
-),
-opened AS (
+WITH opened AS (
     UPDATE outbox.installation SET hold_event_id = 0 WHERE hold_event_id <> 0
 ),
 own AS MATERIALIZED (
     SELECT d.* FROM outbox.delivery d WHERE d.state = 'held' AND d.held_reason = 'adopted' ORDER BY d.id FOR UPDATE
+),
+-- The clock is read when all rows are locked: facts of whoever held one of them come before ours.
+clock AS MATERIALIZED (
+    SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
+           (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
+    FROM (SELECT count(*) FROM own) locked
 ),
 freed AS (
     UPDATE outbox.delivery d

@@ -10,7 +10,6 @@
 -- orgs_max       int: 0, or how many organizations a fair claim visits
 -- org_from       text: where the loose scan begins ('' = the first)
 -- orgs_skipped   text[]: organizations a fair claim leaves alone
--- filters        boolean: false passes every filter, for an event whose filter takes too long
 -- window         int: leases to hand out at most
 -- token          bigint: the lease token
 -- lease_s        float8: length of the lease in seconds
@@ -83,7 +82,7 @@ matched AS MATERIALIZED (
         WHERE s.active_from <= ev.created_at
           AND coalesce(n.state, 'active') <> 'removed'
           AND outbox.type_matches(ev.type, s.patterns)
-          AND (s.filter IS NULL OR NOT %(filters)s::boolean OR outbox.filter_passes(s.filter, (
+          AND (s.filter IS NULL OR s.state_reason = 'filter_timeout' OR outbox.filter_passes(s.filter, (
                 SELECT e.payload FROM outbox.event e WHERE e.slot = ev.slot AND e.id = ev.id)))
         OFFSET 0) s ON true
 ),

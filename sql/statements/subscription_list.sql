@@ -8,7 +8,7 @@ SELECT jsonb_build_object(
     'events', s.patterns, 'filter', s.filter, 'retry', s.retry,
     'max_age_s', extract(epoch FROM s.max_age)::float8,
     'body', CASE s.body_format WHEN 2 THEN 'database-webhook' ELSE 'standard' END,
-    'state', s.state, 'endpoint_state', n.state, 'revision', s.revision,
+    'state', s.state, 'state_reason', s.state_reason, 'endpoint_state', n.state, 'revision', s.revision,
     'active_from', s.active_from, 'created_at', s.created_at)
 FROM outbox.subscription s LEFT JOIN outbox.endpoint n ON n.id = s.endpoint_id
 WHERE (%(id)s::bigint IS NULL OR s.id = %(id)s::bigint)

@@ -11,7 +11,7 @@ WITH found AS MATERIALIZED (
     FOR UPDATE
 ),
 moved AS (
-    UPDATE outbox.subscription s SET state = %(state)s::text, revision = s.revision + 1
+    UPDATE outbox.subscription s SET state = %(state)s::text, state_reason = NULL, revision = s.revision + 1
     FROM found f WHERE s.id = f.id AND f.state = ANY (%(from_states)s::text[])
     RETURNING s.id, s.state
 )

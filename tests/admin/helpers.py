@@ -175,7 +175,7 @@ class Behind:
         self._error: BaseException | None = None
         self._started = threading.Event()
         self._pid = 0
-        self._thread = threading.Thread(target=self._run, args=(url, action))
+        self._thread = threading.Thread(target=self._run, args=(url, action), daemon=True)
         self._thread.start()
         self._started.wait(30)
 

@@ -216,6 +216,24 @@ def test_without_a_key_nothing_is_sealed_or_opened(outbox: Outbox, command: str)
     assert "OUTBOX_SECRET_KEY" in ran.err
 
 
+@pytest.mark.parametrize("command", ["add", "rotate-secret", "test"])
+def test_a_wrong_key_is_one_line(outbox: Outbox, command: str) -> None:
+    endpoint = added(outbox)["id"]
+    args = ["--org", "a", "--url", URL, "--events", "*"] if command == "add" else [endpoint]
+    ran = outbox("endpoints", command, *args, OUTBOX_SECRET_KEY=KeyRing.generate_text())
+    assert ran.code == 11
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("header", ["whole-secret", ": whole-secret", "A b: whole-secret"])
+def test_a_malformed_header_is_refused_without_being_shown(outbox: Outbox, header: str) -> None:
+    ran = outbox(
+        *("endpoints", "add", "--org", "a", "--url", URL, "--events", "*", "--header", header)
+    )
+    assert ran.code == 2
+    assert "whole-secret" not in ran.err
+
+
 def test_pause_resume_and_remove_print_what_became_of_deliveries(
     outbox: Outbox, shop: Shop
 ) -> None:

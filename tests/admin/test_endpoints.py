@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from outbox.addressbook import open_endpoint
-from outbox.errors import ConfigurationError, NotFound, UsageError
+from outbox.errors import ConfigurationError, KeyMissing, NotFound, UsageError
 from outbox.secrets import KeyRing
 from outbox.signature import format_private_key, parse_public_key, parse_secret, public_key
 from outbox.store import endpoints as store
@@ -68,6 +68,25 @@ def test_what_is_sealed_opens_neither_elsewhere_nor_with_another_key(shop: Shop)
             open_endpoint(moved, RING)
     with pytest.raises(ConfigurationError):
         open_endpoint(stored, KeyRing([bytes(32)]))
+
+
+def test_a_key_that_does_not_open_what_is_stored_seals_nothing_new(shop: Shop) -> None:
+    added = shop.endpoint()
+    wrong = KeyRing([b"w" * 32])
+    with pytest.raises(KeyMissing):
+        add_endpoint(shop.connection, EndpointSpec(URL, "acme", Rule(("*",))), wrong)
+    with pytest.raises(KeyMissing):
+        rotate_secret(shop.connection, added.id, wrong)
+    assert shop.one("SELECT count(*) FROM outbox.secret") == 1
+
+
+def test_a_new_first_key_seals_as_long_as_the_former_one_is_kept(shop: Shop) -> None:
+    shop.endpoint()
+    rotated = KeyRing([b"n" * 32, bytes(range(32))])
+    added = add_endpoint(shop.connection, EndpointSpec(URL, "acme", Rule(("*",))), rotated)
+    [key] = open_endpoint(load_endpoint(shop.connection, added.id, None), rotated).keys
+    assert added.secret is not None
+    assert key.material == parse_secret(added.secret)
 
 
 def test_no_secret_lies_in_the_database_in_the_clear(shop: Shop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -111,11 +112,9 @@ def test_status_reads_no_more_rows_than_the_limit(database: str) -> None:
     assert max(read) <= 101
 
 
-def nodes_of(plan: dict[str, object]) -> Iterator[dict[str, object]]:
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
-    inner = plan.get("Plans", [])
-    assert isinstance(inner, list)
-    for child in inner:
+    for child in plan.get("Plans", []):
         yield from nodes_of(child)
 
 
@@ -149,40 +148,37 @@ def test_doctor_stops_at_a_missing_schema(outbox: Outbox, empty_database: str) -
     ]
 
 
+OLD_EVENT = """
+WITH e AS (INSERT INTO outbox.event (id, slot, type, payload, created_at)
+           VALUES (nextval('outbox.event_id'), 0, 'a.b', '{}', now() - interval '1 h') RETURNING id)
+INSERT INTO outbox.pending SELECT id, 0, '' FROM e
+"""
+LOST_COLUMN = """
+CREATE TABLE t (id int PRIMARY KEY, org text);
+SELECT outbox.watch('t', org_column => 'org');
+ALTER TABLE t DROP COLUMN org
+"""
+LOST_TABLE = "CREATE TABLE t (id int PRIMARY KEY); SELECT outbox.watch('t'); DROP TABLE t"
+ALTERED_SECRET = "UPDATE outbox.secret SET sealed = overlay(sealed placing '\\x00' from 30)"
+
+
 @pytest.mark.parametrize(
     ("check", "wrong", "words"),
     [
         (
             "identity",
             "UPDATE outbox.installation SET system_identifier = '1'",
-            "another PostgreSQL cluster",
+            "another PostgreSQL",
         ),
         ("endpoints", "UPDATE outbox.endpoint SET state = 'disabled'", "endpoints resume"),
-        (
-            "pending",
-            "WITH e AS (INSERT INTO outbox.event (id, slot, type, payload, created_at) VALUES"
-            " (nextval('outbox.event_id'), 0, 'a.b', '{}', now() - interval '1 h') RETURNING id)"
-            " INSERT INTO outbox.pending SELECT id, 0, '' FROM e",
-            "s old",
-        ),
         ("retention", "UPDATE outbox.ring SET opened_at = now() - interval '30 d'", "30 days"),
-        (
-            "watches",
-            "CREATE TABLE t (id int PRIMARY KEY, org text);"
-            " SELECT outbox.watch('t', org_column => 'org'); ALTER TABLE t DROP COLUMN org",
-            "public.t",
-        ),
-        (
-            "watches",
-            "CREATE TABLE t (id int PRIMARY KEY); SELECT outbox.watch('t'); DROP TABLE t",
-            "unwatch --gone",
-        ),
-        ("keys", "UPDATE outbox.secret SET sealed = overlay(sealed placing '\\x00' from 30)", "1 stored"),
+        ("pending", OLD_EVENT, "s old"),
+        ("watches", LOST_COLUMN, "public.t"),
+        ("watches", LOST_TABLE, "unwatch --gone"),
+        ("keys", ALTERED_SECRET, "1 stored"),
     ],
-)  # fmt: skip
-def test_doctor_finds(
-    check: str, wrong: str, words: str, outbox: Outbox, shop: Shop
-) -> None:  # fmt: skip
+)
+def test_doctor_finds(check: str, wrong: str, words: str, outbox: Outbox, shop: Shop) -> None:
     shop.execute(wrong)
     found = findings(outbox, shop)
     assert list(found) == [check]

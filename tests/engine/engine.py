@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -117,13 +118,8 @@ class Engine:
             "route",
             {
                 "now": now,
-                "floor": claim.floor,
-                "ceiling": claim.ceiling,
-                "events_max": claim.events_max,
-                "orgs_max": claim.orgs_max,
-                "org_from": claim.org_from,
+                **asdict(claim),
                 "orgs_skipped": list(claim.orgs_skipped),
-                "filters": claim.filters,
                 "window": window,
                 "token": token,
                 "lease_s": LEASE_S,

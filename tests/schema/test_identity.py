@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -218,3 +219,24 @@ def test_a_failure_half_way_leaves_the_copy_as_it_was(database: str) -> None:
             adopt(f"{database}?options=-clock_timeout%3D200ms", "staging")
     assert rows(database, STATES) == before
     assert rows(database, "SELECT count(*) FROM outbox.installation") == [(1,)]
+
+
+def test_a_settle_that_was_quicker_comes_before_the_hold_in_the_journal(database: str) -> None:
+    with_deliveries(database)
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database) as settling:
+        settling.execute("SELECT FROM outbox.delivery WHERE state = 'leased' FOR UPDATE")
+        adopting = pool.submit(adopt, database, "staging")
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+        while rows(database, waiting) != [(1,)]:
+            assert not adopting.done()
+        settling.execute(
+            "WITH d AS (UPDATE outbox.delivery SET state = 'scheduled', token = NULL, attempts = 1,"
+            " lease_until = NULL, started_at = NULL WHERE state = 'leased' RETURNING *)"
+            " INSERT INTO outbox.journal (slot, at, fact, event_id, delivery_id)"
+            " SELECT 0, clock_timestamp(), 'attempt_failed', event_id, id FROM d"
+        )
+        settling.commit()
+        assert adopting.result().held == 2
+    assert rows(database, STATES) == [("held", "adopted"), ("held", "adopted"), ("held", "paused")]
+    facts = "SELECT fact, attempt FROM outbox.journal ORDER BY at, attempt"
+    assert rows(database, facts) == [("attempt_failed", None), ("held", 0), ("held", 1)]

@@ -1,0 +1,363 @@
+"""The floor, the window and the budget: pure rules, and the relay's use of them over a simulated
+log in which transactions draw ids and end in any order."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbox.horizon import MARGIN_S, QUEUE_S, SWEEP_S, Floor, Snapshot, Window
+from outbox.relay import Relay, RelayConfig
+from outbox.store.dispatch import Claim, Leased, Routed, Tick
+from outbox.worker import Budget
+
+LOOK_S = 0.25
+
+
+@dataclass
+class Writer:
+    """One transaction. Without `xid` it has drawn its id and written nothing yet."""
+
+    event: int
+    drawn_at: float
+    xid: int | None = None
+    ended: bool = False
+
+
+@dataclass
+class Log:
+    """What a relay sees of PostgreSQL, simulated."""
+
+    now: float = 1000.0
+    next_event: int = 1
+    next_xid: int = 100
+    writers: list[Writer] = field(default_factory=list)
+    pending: set[int] = field(default_factory=set)
+    claimed: list[int] = field(default_factory=list)
+    claims: int = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    def begin(self, *, writes: bool) -> None:
+        self.writers.append(Writer(self.next_event, self.now))
+        self.next_event += 1
+        if writes:
+            self.write(self.writers[-1])
+
+    def write(self, writer: Writer) -> None:
+        if writer.xid is None:
+            writer.xid = self.next_xid
+            self.next_xid += 1
+
+    def end(self, writer: Writer, *, commits: bool) -> None:
+        if not writer.ended:
+            self.write(writer)
+            writer.ended = True
+            if commits:
+                self.pending.add(writer.event)
+
+    def sleep(self, seconds: float) -> None:
+        """Nobody stays longer than the margin between drawing an id and the first write."""
+        for writer in self.writers:
+            if self.now + seconds > writer.drawn_at + MARGIN_S * 0.95:
+                self.write(writer)
+        self.now += seconds
+
+    def running(self) -> list[int]:
+        return [w.xid for w in self.writers if w.xid is not None and not w.ended]
+
+    # -- as the relay's Dispatch ---------------------------------------------------------------
+
+    async def tick(self, floor: int, bell: int | None = None) -> Tick:
+        running = self.running()
+        snapshot = f"{min([*running, self.next_xid])}:{self.next_xid}:{','.join(map(str, running))}"
+        above = any(event > floor for event in self.pending)
+        return Tick(above, False, snapshot, self.next_event - 1, 2)
+
+    async def route(self, claim: Claim, window: int, token: int) -> Routed:
+        self.claims += 1
+        found = sorted(e for e in self.pending if claim.floor < e <= claim.ceiling)
+        found = found[: claim.events_max]
+        self.pending -= set(found)
+        self.claimed += found
+        return Routed([], len(found), 0, 0, 0, max(found, default=None), None, [])
+
+    async def lease_due(self, *_args: Any) -> Leased:
+        return Leased([], None, None, 0, blocked=False)
+
+    async def tend(self, _rows_max: int) -> int:
+        return 0
+
+
+def relay_over(log: Log, batch: int) -> Relay:
+    async def never() -> Any:
+        raise AssertionError("the simulation opens no connection")
+
+    def send(_token: int, _ids: Any) -> None:
+        raise AssertionError("the simulation leases nothing")
+
+    config = RelayConfig(batch=batch, look_s=LOOK_S)
+    return Relay(never, send, lambda: 0, config, clock=log.clock)
+
+
+Step = tuple[str, float]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["draw", "begin"]), st.just(0.0)),
+        st.tuples(st.sampled_from(["commit", "rollback", "write"]), st.floats(0, 1)),
+        st.tuples(st.just("sleep"), st.sampled_from([0.01, 0.3, 1.0, 2.5, 7.0])),
+        st.tuples(st.just("round"), st.just(0.0)),
+    ),
+    max_size=80,
+)
+
+
+def play(log: Log, step: Step) -> None:
+    name, number = step
+    open_ = [writer for writer in log.writers if not writer.ended]
+    if name in ("draw", "begin"):
+        log.begin(writes=name == "begin")
+    elif name == "sleep":
+        log.sleep(number)
+    elif open_:
+        writer = open_[min(len(open_) - 1, int(number * len(open_)))]
+        if name == "write":
+            log.write(writer)
+        else:
+            log.end(writer, commits=name == "commit")
+
+
+@given(steps=STEPS, batch=st.sampled_from([2, 5, 500]))
+def test_no_event_below_the_floor_outlives_the_end_of_its_transaction(
+    steps: list[Step], batch: int
+) -> None:
+    """I9: what a relay finds below its floor it finds in the first look after the commit."""
+    log = Log()
+    relay = relay_over(log, batch)
+
+    async def run() -> None:
+        for step in steps:
+            if step[0] != "round":
+                play(log, step)
+                continue
+            log.sleep(LOOK_S)
+            await relay._round(log)  # type: ignore[arg-type]
+            below = [event for event in log.pending if event <= relay._floor.value]
+            assert below == [], "committed below the floor, and not found by a look after that"
+        for writer in log.writers:
+            log.end(writer, commits=True)
+        committed = len(log.pending)
+        for _ in range(2 + 2 * committed // batch):
+            log.sleep(0.01 if log.now % 1 > 0.5 else LOOK_S)
+            await relay._round(log)  # type: ignore[arg-type]
+        log.sleep(LOOK_S)
+        await relay._round(log)  # type: ignore[arg-type]
+        assert log.pending == set()
+        assert len(log.claimed) == len(set(log.claimed))
+
+    asyncio.run(run())
+
+
+def test_the_floor_rises_under_steady_traffic_and_under_a_backlog() -> None:
+    """Otherwise a held snapshot would slow every claim."""
+    for rounds, made in ((60, 3), (60, 700)):
+        log = Log()
+        relay = relay_over(log, 500)
+
+        async def run(log: Log = log, relay: Relay = relay, made: int = made) -> None:
+            for _ in range(rounds):
+                for _ in range(made):
+                    log.begin(writes=True)
+                    log.end(log.writers.pop(), commits=True)
+                log.sleep(LOOK_S)
+                await relay._round(log)  # type: ignore[arg-type]
+
+        asyncio.run(run())
+        # A relay that keeps up trails the claimed by the margin and a look.
+        claimed = max(log.claimed)
+        trailing = made * (MARGIN_S / LOOK_S + 3)
+        assert claimed - relay._floor.value <= max(trailing, 700 * (MARGIN_S / LOOK_S + 3))
+        assert relay._floor.value > 0
+
+
+def test_below_the_floor_is_swept_now_and_then_whatever_the_snapshots_say() -> None:
+    floor = Floor(0.0)
+    nobody = Snapshot.parse("10:10:")
+    floor.reached(1.0, 5)
+    assert floor.candidate(1.0 + MARGIN_S - 0.01) is None
+    assert floor.candidate(1.0 + MARGIN_S) == 5
+    assert not floor.must_sweep(SWEEP_S + 1, nobody), "there is nothing below"
+    floor.rise(5, nobody)
+    assert floor.must_sweep(SWEEP_S, nobody)
+    assert not floor.must_sweep(SWEEP_S + 1, nobody)
+    assert floor.must_sweep(2 * SWEEP_S, nobody)
+
+
+def test_the_floor_never_falls_and_forgets_what_it_passed() -> None:
+    floor = Floor(0.0)
+    for at, event in ((0, 10), (1, 20), (2, 15), (3, 30)):
+        floor.reached(float(at), event)
+    assert floor.candidate(3.0) == 20
+    floor.rise(20, Snapshot.parse("7:9:7,8"))
+    floor.rise(15, Snapshot.parse("7:9:"))
+    assert floor.value == 20
+    assert floor.candidate(100.0) == 30
+    assert not floor.must_sweep(4.0, Snapshot.parse("7:12:7,8,11"))
+    assert floor.must_sweep(4.1, Snapshot.parse("7:12:7,11")), "8 ended"
+    assert not floor.must_sweep(4.2, Snapshot.parse("7:12:7,11")), "once an end"
+
+
+@given(xids=st.frozensets(st.integers(1, 2**62), max_size=20))
+def test_a_snapshot_is_read_as_postgresql_writes_it(xids: frozenset[int]) -> None:
+    low, high = min(xids, default=5), max(xids, default=5) + 1
+    text = f"{low}:{high}:{','.join(map(str, sorted(xids)))}"
+    assert Snapshot.parse(text) == Snapshot(low, high, xids)
+
+
+# -- the window -----------------------------------------------------------------------------------
+
+RATES = st.lists(st.integers(0, 20_000), min_size=1, max_size=60)
+
+
+@given(rates=RATES, lease_s=st.sampled_from([0.5, 2.0, 30.0]))
+def test_what_waits_is_started_within_a_quarter_of_a_lease(
+    rates: list[int], lease_s: float
+) -> None:
+    """At the best rate of the last seconds, whatever came before."""
+    window = Window(lease_s, least=1)
+    now, recent = 0.0, []
+    window.measured(now, 0)
+    for rate in rates:
+        now += 0.25
+        started = rate // 4
+        window.sent(started)
+        window.measured(now, 0)
+        if started:
+            recent.append((now, started / 0.25))
+        best = max((r for at, r in recent if at >= now - 3.5), default=0)
+        if best:
+            assert window.size() <= max(1, best * lease_s / 4)
+
+
+def test_the_window_follows_the_workers_and_keeps_the_queue_short() -> None:
+    window = Window(30.0)
+    now = 0.0
+    window.measured(now, 0)
+    for _ in range(20):
+        now += 0.2
+        window.sent(2000)
+        window.measured(now, 0)
+    assert window.size() == int(10_000 * QUEUE_S)
+    window.sent(200)
+    assert window.room() == window.size() - 200
+    window.sent(10_000)
+    assert window.room() == 0
+
+
+def test_unstarted_expiries_shrink_the_window_and_it_recovers() -> None:
+    window = Window(30.0)
+    before = window.size()
+    window.measured(0.0, 0)
+    window.sent(1000)
+    window.measured(0.2, 0)
+    full = window.size()
+    window.unstarted_expired(0)
+    assert window.size() == full
+    for _ in range(20):
+        window.unstarted_expired(7)
+    assert 10 <= window.size() < full / 2
+    now = 0.2
+    for _ in range(100):
+        now += 0.2
+        window.sent(1000)
+        window.measured(now, 0)
+    assert window.size() == full
+    assert before > 0
+
+
+def test_a_broker_that_nobody_empties_gets_no_more_than_the_window() -> None:
+    window, now, waiting = Window(30.0), 0.0, 0
+    window.measured(now, waiting)
+    for _ in range(200):
+        room = window.room()
+        window.sent(room)
+        waiting += room
+        now += 0.11
+        window.measured(now, waiting)
+    assert waiting <= 250
+
+
+# -- the budget -----------------------------------------------------------------------------------
+
+
+def test_the_budget_holds_among_threads() -> None:
+    budget = Budget(100, 30)
+    most = [0, 0]
+    waiting = threading.Semaphore(0)
+    lock = threading.Lock()
+    inside = [0, 0]
+
+    def broker() -> None:
+        for _ in range(50):
+            assert budget.acquire(10)
+            with lock:
+                inside[0] += 10
+                inside[1] += 10
+                most[0], most[1] = max(most[0], inside[0]), max(most[1], inside[1])
+            waiting.release()
+
+    def worker() -> None:
+        for _ in range(50 * 4):
+            waiting.acquire()
+            with lock:
+                inside[1] -= 10
+            budget.taken(10)
+            with lock:
+                inside[0] -= 10
+            budget.free(10)
+
+    threads = [threading.Thread(target=broker) for _ in range(4)]
+    threads.append(threading.Thread(target=worker))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert most[0] <= 100
+    assert most[1] <= 30
+    assert budget.used == 0
+
+
+@pytest.mark.parametrize("count", [1, 50, 1000])
+def test_an_empty_budget_lets_in_any_message(count: int) -> None:
+    """Otherwise a message larger than the budget would wait for ever."""
+    assert Budget(10, 5).acquire(count)
+
+
+def test_closing_wakes_who_waits_and_lets_nobody_in() -> None:
+    budget = Budget(10, 10)
+    assert budget.acquire(10)
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(budget.acquire(1)))
+    thread.start()
+    budget.close()
+    thread.join(30)
+    assert answers == [False]
+    assert not budget.acquire(1)
+    assert budget.used == 10
+
+
+def test_ids_survive_their_packed_form() -> None:
+    from outbox.store.dispatch import split_ids
+
+    ids = [UUID(int=n) for n in (0, 1, 2**127)]
+    assert split_ids(b"".join(i.bytes for i in ids)) == ids
+    assert split_ids(None) == []
