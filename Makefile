@@ -29,9 +29,14 @@ test: lint types pytest ## Lint, types and all tests that need no other program
 pytest: $(STAMP)
 	$(PYTHON) -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
+# What depends on the version of PostgreSQL. On a peer server in one process: roles are shared there.
+ON_EVERY_VERSION = tests/capture tests/engine tests/emit tests/schema
+
 .PHONY: test-peers
 test-peers: $(STAMP) ## Tests beside other programs: PostgreSQL, Redis, RabbitMQ, nginx (see tests/README.md)
 	$(PYTHON) -m pytest tests/peers $(PYTEST_ARGS)
+	OUTBOX_TEST_SERVER=16 $(PYTHON) -m pytest $(ON_EVERY_VERSION) -n auto $(PYTEST_ARGS)
+	OUTBOX_TEST_SERVER=peer $(PYTHON) -m pytest $(ON_EVERY_VERSION) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and format

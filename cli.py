@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 
-# As many kept connections as a worker has attempts under way, so that none is closed only to be
-# opened again.
-IDLE_MAX = 4096
-IDLE_PER_HOST_MAX = 1000
-
 COMMANDS = {
+    "demo": Lazy("outbox.commands.demo:demo", "See it work: everything embedded, in a minute."),
     "migrate": Lazy("outbox.commands.install:migrate", "Install or upgrade the schema."),
     "adopt": Lazy("outbox.commands.install:adopt", "Take over a copied database."),
     "uninstall": Lazy("outbox.commands.install:uninstall", "Remove everything, after a dry run."),
@@ -168,7 +164,7 @@ async def open_processors(settings: Settings) -> AsyncIterator[Processors]:
 
     policy = _policy(settings)
     resolver = CaresResolver()
-    client = HttpClient(policy, resolver, idle_max=IDLE_MAX, idle_per_host_max=IDLE_PER_HOST_MAX)
+    client = HttpClient(policy, resolver)
     try:
         yield {"webhook": WebhookProcessor(client, policy, time.time)}
     finally:

@@ -44,7 +44,7 @@ class SchemaMismatch(OutboxError):
 
 
 class WrongInstance(OutboxError):
-    """The database is a copy, or belongs to another instance: nothing is sent until `outbox adopt`."""
+    """The database is a copy or another instance's: nothing is sent until `outbox adopt`."""
 
     exit_code = 7
 

@@ -86,7 +86,8 @@ class Window:
     """How many deliveries may be leased and not started.
 
     At most what workers start in a quarter of a lease, aiming at what they start in `QUEUE_S`.
-    `waiting` is what is known to wait. The rate is the best of the last seconds, measured as sent minus what the broker still holds.
+    `waiting` is what is known to wait. The rate is the best of the last seconds, measured as what
+    was sent minus what the broker still holds.
     """
 
     def __init__(self, lease_s: float, first: int = 250, least: int = 10) -> None:

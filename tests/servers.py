@@ -1,7 +1,7 @@
 """Which PostgreSQL the tests run on: embedded, or one that runs already.
 
 OUTBOX_TEST_SERVER is unset for the newest embedded version, a major version (`16`) for another
-embedded one, or a libpq URL of a superuser on a server of any version.
+embedded one, `peer` for the second server of `make test-peers`, or a libpq URL of a superuser.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from urllib.parse import urlsplit
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from outbox.embedded import EmbeddedPostgres
@@ -20,8 +21,41 @@ from outbox.embedded import EmbeddedPostgres
 NEWEST = 18
 
 
+# The first that answers is taken. The socket serves where the server trusts local users by name.
+PEER_URLS = (
+    "postgresql://postgres:postgres@127.0.0.1:5432/postgres",
+    "postgresql:///postgres?host=/var/run/postgresql",
+)
+
+
+def version_of(url: str) -> int | None:
+    """The major version of a server; None where nobody answers."""
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            return connection.info.server_version // 10_000
+    except psycopg.OperationalError:
+        return None
+
+
+@cache
+def peer_url() -> str | None:
+    """The second PostgreSQL: OUTBOX_TEST_DATABASE_URL, or on a standard local port."""
+    given = os.environ.get("OUTBOX_TEST_DATABASE_URL")
+    for url in [given] if given else PEER_URLS:
+        if version_of(url) is not None:
+            return url
+    return None
+
+
+@cache
 def _given() -> str:
-    return os.environ.get("OUTBOX_TEST_SERVER", "")
+    given = os.environ.get("OUTBOX_TEST_SERVER", "")
+    if given != "peer":
+        return given
+    url = peer_url()
+    if url is None:
+        raise pytest.UsageError("missing peer: a PostgreSQL; set OUTBOX_TEST_DATABASE_URL")
+    return url
 
 
 @cache
@@ -32,8 +66,15 @@ def server_version() -> int:
         return NEWEST
     if given.isdecimal():
         return int(given)
-    with psycopg.connect(given) as connection:
-        return connection.info.server_version // 10_000
+    version = version_of(given)
+    if version is None:
+        raise pytest.UsageError("OUTBOX_TEST_SERVER does not answer")
+    return version
+
+
+def with_database(url: str, name: str) -> str:
+    """The same server, another database."""
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
 class PeerPostgres:
@@ -45,7 +86,7 @@ class PeerPostgres:
 
     def url(self, name: str) -> str:
         """The URL of a database."""
-        return urlsplit(self._url)._replace(path=f"/{name}").geturl()
+        return with_database(self._url, name)
 
     def create_database(self, name: str, template: str | None = None) -> str:
         """Make a database; returns its URL."""

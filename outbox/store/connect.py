@@ -20,6 +20,7 @@ from outbox.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     OutboxError,
+    PayloadTooLarge,
     PermissionRefused,
     SchemaMismatch,
     UsageError,
@@ -120,6 +121,8 @@ def translate(error: psycopg.Error) -> OutboxError:
         return PermissionRefused(f"the database role may not do this: {text}")
     if isinstance(error, pg.InvalidSchemaName | pg.UndefinedTable | pg.UndefinedFunction):
         return SchemaMismatch(f"the schema outbox is missing or old ({text}); run: outbox migrate")
+    if isinstance(error, pg.ProgramLimitExceeded):
+        return PayloadTooLarge(text)
     if isinstance(error, pg.InvalidCatalogName | pg.InvalidAuthorizationSpecification):
         return DatabaseUnavailable(f"cannot connect to PostgreSQL: {text}")
     if isinstance(error, psycopg.OperationalError) and not isinstance(error, pg.QueryCanceled):

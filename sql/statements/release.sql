@@ -9,5 +9,5 @@ WITH own AS MATERIALIZED (
         FOR UPDATE) d
 )
 UPDATE outbox.delivery d
-SET state = 'scheduled', token = NULL, lease_until = NULL, due_at = least(d.due_at, clock_timestamp())
+SET state = 'scheduled', token = NULL, lease_until = NULL
 WHERE d.id = ANY (ARRAY(SELECT o.id FROM own o WHERE o.token = %(token)s::bigint AND o.started_at IS NULL))

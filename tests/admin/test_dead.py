@@ -36,6 +36,7 @@ def test_a_redriven_letter_is_due_now_with_a_fresh_budget(shop: Shop) -> None:
     )
     assert row == ("scheduled", 0, 2, 0, True, timedelta(hours=1))
     assert shop.facts(delivery_id)[-1] == ("redriven", "http_500")
+    assert shop.one("SELECT budget FROM outbox.journal WHERE fact = 'redriven'") == 2
     assert shop.attempt("delivered", "http_200") == [delivery_id]
 
 

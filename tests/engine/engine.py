@@ -126,7 +126,8 @@ class Engine:
             },
             connection,
         )
-        return Routed(split_ids(row[0]), *row[1:7], row[7] or []), token
+        ids, *counts, orgs_full = row
+        return Routed(split_ids(ids), *counts, orgs_full or []), token
 
     def leases(self, window: int = 10_000, **options: Any) -> list[Lease]:
         """Route and return the leases."""

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outbox.budget import Budget
 from outbox.horizon import MARGIN_S, QUEUE_S, SWEEP_S, Floor, Snapshot, Window
-from outbox.relay import Relay, RelayConfig
+from outbox.relay import Relay
+from outbox.rhythm import RelayConfig
 from outbox.store.dispatch import Claim, Leased, Routed, Tick
-from outbox.worker import Budget
 
 LOOK_S = 0.25
 

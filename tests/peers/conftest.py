@@ -19,12 +19,8 @@ import pytest
 from psycopg import conninfo, sql
 
 from outbox.embedded import EmbeddedPostgres
+from tests.servers import peer_url, version_of
 
-# The first that answers is taken. The socket serves where the server trusts local users by name.
-DATABASE_URLS = (
-    "postgresql://postgres:postgres@127.0.0.1:5432/postgres",
-    "postgresql:///postgres?host=/var/run/postgresql",
-)
 REDIS_URL = "redis://127.0.0.1:6379/0"
 AMQP_URL = "amqp://guest:guest@127.0.0.1:5672/"
 
@@ -42,22 +38,12 @@ def _answers(url: str, default_port: int) -> bool:
         return False
 
 
-def _server_version(url: str) -> int | None:
-    try:
-        with psycopg.connect(url, connect_timeout=5) as connection:
-            return connection.info.server_version
-    except psycopg.OperationalError:
-        return None
-
-
 @pytest.fixture(scope="session")
 def peer_postgres(postgres: EmbeddedPostgres) -> str:
     """The URL of a superuser on a PostgreSQL of another major version than the embedded one."""
-    given = os.environ.get("OUTBOX_TEST_DATABASE_URL")
-    for url in [given] if given else DATABASE_URLS:
-        version = _server_version(url)
-        if version is not None and version // 10_000 != postgres.version:
-            return url
+    url = peer_url()
+    if url is not None and version_of(url) != postgres.version:
+        return url
     missing(
         f"a PostgreSQL other than {postgres.version} with superuser rights: start one on port 5432"
         " or set OUTBOX_TEST_DATABASE_URL"

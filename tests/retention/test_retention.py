@@ -283,13 +283,32 @@ def test_daemons_beside_each_other_do_the_work_once(world: World) -> None:
     assert sum(r.turned_to is not None for r in results) == 1
 
 
-def test_a_locked_row_is_left_for_the_next_time(world: World) -> None:
-    delivery = world.delivery(world.event())
+@pytest.mark.parametrize("table", ["delivery", "dead_letter", "pending"])
+def test_a_locked_row_is_left_for_the_next_time(world: World, table: str) -> None:
+    event = world.event(routed=table != "pending")
+    if table == "delivery":
+        world.delivery(event)
+    elif table == "dead_letter":
+        world.dead_letter(event)
     world.days(1, 6)
     with psycopg.connect(world.url) as settling:
-        settling.execute("SELECT FROM outbox.delivery WHERE id = %s FOR UPDATE", [delivery])
+        settling.execute(f"SELECT FROM outbox.{table} FOR UPDATE".encode())
         assert world.tend(7).blocked == 0
+        assert world.run("SELECT id FROM outbox.event_0") == [(event,)]
     assert world.tend(7.1).cleared == (0,)
+    assert world.run("SELECT id FROM outbox.event") == [(event,)]
+
+
+def test_an_older_slot_that_is_blocked_keeps_the_newer_ones(world: World) -> None:
+    """Facts about an event lie in its own slot and in newer ones."""
+    world.delivery(world.event())
+    world.days(1, 5)
+    with psycopg.connect(world.url) as settling:
+        settling.execute("SELECT FROM outbox.delivery FOR UPDATE")
+        stuck = world.days(6, 20)
+        assert {(tended.blocked, tended.cleared) for tended in stuck[1:]} == {(0, ())}
+        assert [tended.turned_to for tended in stuck if tended.turned_to is not None] == [6, 7]
+    assert world.tend(21).cleared == (0, 1, 2, 3, 4, 5, 6)
 
 
 # --- the rest ------------------------------------------------------------------------------------

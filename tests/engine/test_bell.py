@@ -1,0 +1,170 @@
+"""The bell: a sleeping relay hears of every commit, whatever the interleaving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from outbox.relay import Relay, RelayConfig
+from outbox.store.connect import HotConnection, connect_hot
+from outbox.store.dispatch import Dispatch, Tick
+from outbox.store.listen import Bell
+from tests.engine.engine import Connection, Engine, another
+from tests.engine.running import until
+
+EMIT = "SELECT outbox.emit('orders.paid', '1'::json, 'acme')"
+
+
+class Watched:
+    """A relay whose looks are counted, and whose fallback poll is out of reach of the test."""
+
+    def __init__(self, url: str, **config: Any) -> None:
+        self.url = url
+        self.bell = Bell()
+        self.ticks: list[Tick] = []
+        self.asked_to_ring = 0
+        self.hold: asyncio.Event | None = None
+        self.relay = Relay(
+            self._open,
+            lambda _token, _ids: None,
+            lambda: 0,
+            RelayConfig(**{"asleep_s": 3600.0, "due_s": 3600.0, "look_s": 0.05, **config}),
+            bell=self.bell,
+        )
+
+    async def _open(self) -> HotConnection:
+        return await connect_hot(self.url, "relay")
+
+
+@asynccontextmanager
+async def relaying(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
+    watched = Watched(url)
+    plain = Dispatch.tick
+
+    async def tick(self: Dispatch, floor: int, bell: int | None = None) -> Tick:
+        found = await plain(self, floor, bell)
+        watched.ticks.append(found)
+        if bell == 2:
+            watched.asked_to_ring += 1
+            if watched.hold is not None:
+                await watched.hold.wait()
+        return found
+
+    monkeypatch.setattr(Dispatch, "tick", tick)
+    listening = asyncio.create_task(watched.bell.listen(url))
+    await until(lambda: watched.bell.heard)
+    running = asyncio.create_task(watched.relay.run())
+    try:
+        yield watched
+    finally:
+        watched.relay.stop()
+        await asyncio.wait_for(running, 30)
+        listening.cancel()
+        await asyncio.wait([listening])
+
+
+async def asleep(engine: Engine, watched: Watched, before: int = 0) -> None:
+    """Wait until it has asked to be rung and looks no more."""
+    await until(lambda: watched.asked_to_ring > before)
+    seen = -1
+    while seen != len(watched.ticks):
+        seen = len(watched.ticks)
+        await asyncio.sleep(0.1)
+    assert engine.one("SELECT last_value FROM outbox.bell") == 2
+
+
+def routed(engine: Engine) -> int:
+    return int(engine.one("SELECT count(*) FROM outbox.journal WHERE fact = 'routed'"))
+
+
+def test_a_commit_wakes_a_sleeping_relay(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with relaying(engine.url, monkeypatch) as watched:
+            for n in range(1, 4):
+                await asleep(engine, watched, watched.asked_to_ring if n > 1 else 0) if n == 1 else None
+                engine.emit()
+                await until(lambda n=n: routed(engine) == n)  # type: ignore[misc]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("isolation", list(psycopg.IsolationLevel)[1:])
+def test_a_writer_that_read_awake_and_commits_after_all_sleep_is_found(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, isolation: psycopg.IsolationLevel
+) -> None:
+    """Capture reads "awake" and does not commit; the relay goes to sleep; capture commits unrung.
+    The relay must not rest before that transaction has ended."""
+
+    async def run(writer: Connection) -> None:
+        engine.run("SELECT setval('outbox.bell', 1)")
+        writer.execute(EMIT)
+        async with relaying(engine.url, monkeypatch) as watched:
+            await until(lambda: watched.asked_to_ring > 0)
+            looks = len(watched.ticks)
+            await until(lambda: len(watched.ticks) > looks + 2)
+            assert routed(engine) == 0
+            writer.execute("COMMIT")
+            await until(lambda: routed(engine) == 1)
+
+    with another(engine.url) as writer:
+        writer.execute(b"BEGIN ISOLATION LEVEL " + isolation.name.replace("_", " ").encode())
+        asyncio.run(run(writer))
+
+
+def test_a_writer_that_commits_between_the_flag_and_the_sleep_is_found(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole transaction fits between the relay's last look and its sleep: it rings."""
+
+    async def run() -> None:
+        async with relaying(engine.url, monkeypatch) as watched:
+            await until(lambda: watched.asked_to_ring > 0)
+            watched.hold = asyncio.Event()
+            engine.emit()
+            await until(lambda: routed(engine) == 1)
+            before = watched.asked_to_ring
+            await until(lambda: watched.asked_to_ring > before)
+            engine.emit()
+            watched.hold.set()
+            watched.hold = None
+            await until(lambda: routed(engine) == 2)
+
+    asyncio.run(run())
+
+
+def test_a_transaction_open_for_long_does_not_keep_others_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(idle: Connection) -> None:
+        async with relaying(engine.url, monkeypatch) as watched:
+            await until(lambda: watched.asked_to_ring > 0)
+            for n in range(1, 6):
+                engine.emit()
+                await until(lambda n=n: routed(engine) == n)  # type: ignore[misc]
+        idle.execute("COMMIT")
+
+    with another(engine.url) as idle:
+        idle.execute("BEGIN")
+        idle.execute(EMIT)
+        asyncio.run(run(idle))
+
+
+def test_a_relay_that_loses_its_ears_polls(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending the bell's session wakes the relay; it hears again later."""
+
+    async def run() -> None:
+        async with relaying(engine.url, monkeypatch) as watched:
+            await asleep(engine, watched)
+            ears = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox bell' AND datname = current_database()"
+            engine.run(ears)
+            await until(lambda: not watched.bell.heard or watched.bell.rung.is_set())
+            engine.emit()
+            await until(lambda: routed(engine) == 1)
+            await until(lambda: watched.bell.heard)
+
+    asyncio.run(run())

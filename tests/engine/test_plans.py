@@ -1,0 +1,145 @@
+"""Plans of the polled statements: no sequential scan of a hot table, and the same cost under a
+backlog of a hundred thousand as under a thousand, with statistics taken while all was empty."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from outbox.store.dispatch import ID_MAX
+from outbox.store.statements import statement
+from tests.engine.engine import Engine
+
+BATCH = 50
+LEASES = {"now": None, "token": 7, "lease_s": 30.0, "window": BATCH}
+ORDERED = {
+    "floor": 0, "ceiling": ID_MAX, "events_max": BATCH,
+    "orgs_max": 0, "org_from": "", "orgs_skipped": [],
+}  # fmt: skip
+HOT = re.compile(r"(pending|delivery|dead_letter|event_\d|journal_\d)")
+
+
+class Backlog:
+    """A database with so many pending events and scheduled and leased deliveries."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        for table in ("pending", "delivery", "dead_letter", "event_0", "journal_0"):
+            engine.run(f"ALTER TABLE outbox.{table} SET (autovacuum_enabled = off)")
+        engine.run("ANALYZE")
+        for org in ("a", "b"):
+            lane = engine.endpoint(org, concurrency=100_000)
+            engine.subscribe(org=org, endpoint_id=lane)
+        self.size = 0
+
+    def grow(self, to: int) -> None:
+        """Add pending events, and for each a scheduled, a failed and a leased delivery."""
+        self.engine.run(
+            "WITH e AS (INSERT INTO outbox.event (id, slot, type, org_id, payload, created_at)"
+            " SELECT nextval('outbox.event_id'), 0, 'orders.paid', CASE WHEN g %% 9 = 0 THEN 'b' ELSE 'a' END,"
+            " '{}', clock_timestamp() FROM generate_series(%s::int, %s) g RETURNING id, org_id)"
+            " INSERT INTO outbox.pending SELECT id, 0, org_id FROM e",
+            self.size + 1,
+            to,
+        )
+        self.engine.run(
+            "INSERT INTO outbox.delivery (id, event_id, event_slot, subscription_id, revision, lane,"
+            " org_id, state, due_at, attempts, token, lease_until)"
+            " SELECT md5(k || '/' || g)::uuid, p.id, 0, s.id, 1, s.lane, s.org_id,"
+            " CASE k WHEN 3 THEN 'leased' ELSE 'scheduled' END, clock_timestamp(), k / 2,"
+            " CASE k WHEN 3 THEN 7 END, CASE k WHEN 3 THEN clock_timestamp() + interval '1 h' END"
+            " FROM generate_series(%s::int, %s) g, generate_series(1, 3) k,"
+            " (SELECT id, lane, org_id FROM outbox.subscription WHERE org_id = 'a') s,"
+            " (SELECT id FROM outbox.pending LIMIT 1) p WHERE k < 3 OR g <= 1000",
+            self.size + 1,
+            to,
+        )
+        self.size = to
+
+    def ids(self) -> list[Any]:
+        query = "SELECT id FROM outbox.delivery WHERE state = 'leased' ORDER BY id LIMIT %s"
+        return [row[0] for row in self.engine.rows(query, BATCH)]
+
+    def explain(self, name: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Run a statement under its generic plan, and undo it; the plan with what it touched."""
+        names: list[str] = []
+
+        def number(match: re.Match[str]) -> str:
+            if match[1] not in names:
+                names.append(match[1])
+            return f"${names.index(match[1]) + 1}"
+
+        text = re.sub(r"%\((\w+)\)s", number, statement(name)).replace("%%", "%")
+        values = sql.SQL(", ").join(sql.Literal(params[n]) for n in names)
+        connection = self.engine.connection
+        with connection.transaction(force_rollback=True):
+            connection.execute(f"PREPARE probe AS {text}".encode(), prepare=False)
+            row = connection.execute(
+                sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE probe ({})").format(values),
+                prepare=False,
+            ).fetchone()
+        connection.execute("DEALLOCATE ALL")
+        assert row is not None
+        plan: dict[str, Any] = row[0][0]["Plan"]
+        return plan
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def touched(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+STATEMENTS: dict[str, dict[str, Any]] = {
+    "route": LEASES | ORDERED,
+    "route fairly": LEASES | ORDERED | {"orgs_max": 64},
+    "lease_due": LEASES | {"lane_from": 0, "lanes_max": 128},
+    "take": {"now": None, "tokens": [7] * BATCH},
+    "settle": {
+        "now": None, "tokens": [7] * BATCH, "verdicts": ["delivered", "retry"] * (BATCH // 2),
+        "charged": [True] * BATCH, "reasons": ["x"] * BATCH, "delays_s": [5.0] * BATCH,
+        "details": [None] * BATCH,
+    },
+    "extend": {"now": None, "tokens": [7] * BATCH, "lease_s": 30.0},
+    "expire_leases": {"now": None, "rows_max": BATCH, "expiries_max": 5},
+    "tick": {"floor": 0, "bell": None},
+    "owed_now": {},
+}  # fmt: skip
+
+
+@pytest.fixture
+def backlog(engine: Engine) -> Backlog:
+    return Backlog(engine)
+
+
+def test_the_polled_statements_cost_the_same_under_any_backlog(backlog: Backlog) -> None:
+    plans: dict[str, list[dict[str, Any]]] = {name: [] for name in STATEMENTS}
+    for size in (1_000, 100_000):
+        backlog.grow(size)
+        started = "UPDATE outbox.delivery SET started_at = clock_timestamp() WHERE id = ANY (%s)"
+        for name, params in STATEMENTS.items():
+            ids = backlog.ids()
+            backlog.engine.run(
+                started if name == "settle" else started.replace("clock_timestamp()", "NULL"), ids
+            )
+            plans[name].append(backlog.explain(name.split()[0], params | {"ids": ids}))
+    for name, (small, large) in plans.items():
+        scans = [
+            node["Relation Name"]
+            for node in nodes(large)
+            if node["Node Type"] == "Seq Scan" and HOT.match(node["Relation Name"])
+            and node["Actual Loops"]
+        ]  # fmt: skip
+        assert not scans, f"{name} scans {scans}"
+        assert touched(large) <= 2 * touched(small) + 20, (
+            f"{name}: {touched(small)} blocks at 1,000 rows, {touched(large)} at 100,000"
+        )
+    print({n: [touched(p) for p in ps] for n, ps in plans.items()})
