@@ -160,7 +160,7 @@ class Report:
     def check(self) -> None:
         """Raise LossDetected if anything was lost, OutboxError if anything else is wrong."""
         if self.lost:
-            raise LossDetected(f"{self.lost} deliveries were lost")
+            raise LossDetected(f"{self.lost} of {self.account.deliveries} deliveries were lost")
         if self.complaint is not None:
             raise OutboxError(self.complaint)
 

@@ -22,7 +22,7 @@ from outbox.worker import Worker, WorkerConfig
 from tests.engine.engine import Engine, Lease
 
 RING = KeyRing([bytes(range(32))])
-WITHIN_S = 30.0
+WITHIN_S = 10.0
 DELIVERED = Outcome(Kind.DELIVERED, "http_200")
 
 

@@ -75,11 +75,12 @@ class Backlog:
 
         text = re.sub(r"%\((\w+)\)s", number, statement(name)).replace("%%", "%")
         values = sql.SQL(", ").join(sql.Literal(params[n]) for n in names)
+        given = sql.SQL("({})").format(values) if names else sql.SQL("")
         connection = self.engine.connection
         with connection.transaction(force_rollback=True):
             connection.execute(f"PREPARE probe AS {text}".encode(), prepare=False)
             row = connection.execute(
-                sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE probe ({})").format(values),
+                sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE probe {}").format(given),
                 prepare=False,
             ).fetchone()
         connection.execute("DEALLOCATE ALL")
