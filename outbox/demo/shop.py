@@ -178,6 +178,7 @@ def open_shop(url: str, orders: int, sessions: int, seed: int, board: Board) -> 
         try:
             rng = random.Random(f"{seed}/{number}")  # noqa: S311 (a shop)
             with connect(url, autocommit=True) as connection:
+                connection.prepare_threshold = 5  # as an application's driver does
                 Session(connection, customers, board, rng).write(share)
         except Exception as error:  # noqa: BLE001 (told to the parent, which ends the demo)
             board.error = f"{type(error).__name__}: {error}"

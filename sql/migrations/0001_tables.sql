@@ -154,6 +154,15 @@ CREATE TABLE outbox.secret (
 );
 CREATE INDEX secret_endpoint ON outbox.secret (endpoint_id);
 
+-- Type patterns as LIKE patterns, for matching without a subquery: `orders.*` becomes `orders.%`.
+-- A lone `*` stays out: it matches all but our own types, which a LIKE pattern cannot say.
+CREATE FUNCTION outbox.like_patterns(patterns text[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT coalesce(pg_catalog.array_agg(pg_catalog.regexp_replace(
+        pg_catalog.replace(pg_catalog.replace(p, '\', '\\'), '_', '\_'), '\.\*$', '.%')), '{}')
+    FROM pg_catalog.unnest(patterns) p WHERE p <> '*'
+$$;
+
 -- `lane` is the unit that limits count against: the endpoint, or the subscription where the
 -- destination has no endpoint. Both draw their ids from one sequence, so lanes are unique.
 CREATE TABLE outbox.subscription (
@@ -164,6 +173,8 @@ CREATE TABLE outbox.subscription (
     org_id      text,
     all_orgs    boolean NOT NULL DEFAULT false,
     patterns    text[] NOT NULL CHECK (cardinality(patterns) > 0),
+    likes       text[] NOT NULL GENERATED ALWAYS AS (outbox.like_patterns(patterns)) STORED,
+    every       boolean NOT NULL GENERATED ALWAYS AS ('*' = ANY (patterns)) STORED,
     filter      text,
     retry       text NOT NULL,
     max_age     interval,

@@ -34,30 +34,39 @@ BEGIN
 END
 $$;
 
+-- What makes a delivery's id unguessable and its own.
+CREATE FUNCTION outbox.delivery_hash(
+    event_id bigint, subscription_id bigint, generation integer, salt uuid
+) RETURNS bytea
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT pg_catalog.sha256(
+        pg_catalog.uuid_send(salt) || pg_catalog.int8send(event_id)
+        || pg_catalog.int8send(subscription_id) || pg_catalog.int4send(generation))
+$$;
+
 -- The idempotency key of event x subscription x generation: a UUID of version 8 (RFC 9562 5.8)
 -- whose first 48 bits are the event's time in milliseconds, so that keys of one hour lie side by
 -- side in an index, and whose other bits come from SHA-256, so that they tell nothing.
+-- One expression and no subquery, so that it is inlined where it is called.
 CREATE FUNCTION outbox.delivery_id(
     event_id bigint, created_at timestamptz, subscription_id bigint, generation integer, salt uuid
 ) RETURNS uuid
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT pg_catalog.encode(
         pg_catalog.substr(pg_catalog.int8send(
             pg_catalog.floor(pg_catalog.date_part('epoch', created_at) * 1000)::bigint), 3, 6)
-        || pg_catalog.set_byte(pg_catalog.set_byte(h, 0, (pg_catalog.get_byte(h, 0) & 15) | 128),
-                               2, (pg_catalog.get_byte(h, 2) & 63) | 128), 'hex')::uuid
-    FROM (SELECT pg_catalog.substr(pg_catalog.sha256(
-        pg_catalog.uuid_send(salt) || pg_catalog.int8send(event_id)
-        || pg_catalog.int8send(subscription_id) || pg_catalog.int4send(generation)), 1, 10) AS h) x
+        || pg_catalog.set_byte(pg_catalog.set_byte(
+            pg_catalog.substr(outbox.delivery_hash(event_id, subscription_id, generation, salt), 1, 10),
+            0, (pg_catalog.get_byte(outbox.delivery_hash(event_id, subscription_id, generation, salt), 0) & 15) | 128),
+            2, (pg_catalog.get_byte(outbox.delivery_hash(event_id, subscription_id, generation, salt), 2) & 63) | 128),
+        'hex')::uuid
 $$;
 
--- Does a type match one of the patterns: exact, `orders.*`, or `*` (all but our own `outbox.*`)?
-CREATE FUNCTION outbox.type_matches(type text, patterns text[]) RETURNS boolean
+-- Does a type match one of a subscription's patterns: exact, `orders.*`, or `*` (all but our own
+-- `outbox.*`)? Takes the columns `likes` and `every`.
+CREATE FUNCTION outbox.type_matches(type text, likes text[], every boolean) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT type = ANY (patterns)
-        OR ('*' = ANY (patterns) AND NOT pg_catalog.starts_with(type, 'outbox.'))
-        OR EXISTS (SELECT FROM pg_catalog.unnest(patterns) p
-                   WHERE pg_catalog.right(p, 2) = '.*' AND pg_catalog.starts_with(type, pg_catalog.left(p, -1)))
+    SELECT type LIKE ANY (likes) OR (every AND NOT pg_catalog.starts_with(type, 'outbox.'))
 $$;
 
 -- Does the payload pass a filter (an SQL/JSON path predicate)? What cannot be judged, for example

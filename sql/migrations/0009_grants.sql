@@ -45,5 +45,6 @@ GRANT EXECUTE ON FUNCTION outbox.emit(text, anycompatible, text, text, text, jso
     TO outbox_writer, outbox_daemon;
 GRANT EXECUTE ON FUNCTION outbox.payload_bytes_max(), outbox.ring_bell() TO outbox_owner;
 GRANT EXECUTE ON FUNCTION outbox.delivery_id(bigint, timestamptz, bigint, integer, uuid),
-    outbox.type_matches(text, text[]), outbox.filter_passes(text, json), outbox.ring_bell(), outbox.payload_bytes_max()
+    outbox.delivery_hash(bigint, bigint, integer, uuid), outbox.like_patterns(text[]),
+    outbox.type_matches(text, text[], boolean), outbox.filter_passes(text, json), outbox.ring_bell(), outbox.payload_bytes_max()
     TO outbox_daemon;

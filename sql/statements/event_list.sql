@@ -20,7 +20,8 @@ FROM (
           AND (%(since)s::timestamptz IS NULL OR e.created_at >= %(since)s::timestamptz)
           AND (%(until)s::timestamptz IS NULL OR e.created_at < %(until)s::timestamptz)
           AND (%(subject)s::text IS NULL OR e.subject = %(subject)s::text)
-          AND (%(patterns)s::text[] IS NULL OR outbox.type_matches(e.type, %(patterns)s::text[]))
+          AND (%(patterns)s::text[] IS NULL OR outbox.type_matches(
+               e.type, outbox.like_patterns(%(patterns)s::text[]), '*' = ANY (%(patterns)s::text[])))
         ORDER BY e.id DESC LIMIT %(rows_max)s::int) e
     ORDER BY e.id DESC LIMIT %(rows_max)s::int) e
 ORDER BY e.id DESC

@@ -56,14 +56,17 @@ claimed AS (
     RETURNING p.id, p.slot
 ),
 ev AS MATERIALIZED (
-    SELECT e.* FROM claimed c CROSS JOIN LATERAL (
+    SELECT e.*, i.salt FROM claimed c CROSS JOIN LATERAL (
         SELECT e.id, e.slot, e.type, e.org_id, e.created_at, e.deliver_at, e.expires_at
         FROM outbox.event e WHERE e.slot = c.slot AND e.id = c.id
         OFFSET 0) e
+    CROSS JOIN LATERAL (
+        SELECT i.salt FROM epoch i WHERE i.first_event_id <= c.id
+        ORDER BY i.first_event_id DESC LIMIT 1) i
 ),
 -- One row an event and subscription that match; an event that matches none has one row without.
 matched AS MATERIALIZED (
-    SELECT ev.id AS event_id, ev.slot, ev.org_id, ev.expires_at, ev.created_at,
+    SELECT ev.id AS event_id, ev.slot, ev.org_id, ev.expires_at, ev.created_at, ev.salt,
            s.id AS subscription_id, s.revision, s.lane,
            coalesce(ev.deliver_at, clock.now) AS due_at,
            -- The state of the pair decides; a copied database's debts wait for a person.
@@ -81,7 +84,7 @@ matched AS MATERIALIZED (
         LEFT JOIN outbox.endpoint n ON n.id = s.endpoint_id
         WHERE s.active_from <= ev.created_at
           AND coalesce(n.state, 'active') <> 'removed'
-          AND outbox.type_matches(ev.type, s.patterns)
+          AND outbox.type_matches(ev.type, s.likes, s.every)
           AND (s.filter IS NULL OR s.state_reason = 'filter_timeout' OR outbox.filter_passes(s.filter, (
                 SELECT e.payload FROM outbox.event e WHERE e.slot = ev.slot AND e.id = ev.id)))
         OFFSET 0) s ON true
@@ -119,9 +122,7 @@ ranked AS MATERIALIZED (
         ) y) x
 ),
 fated AS MATERIALIZED (
-    SELECT r.*, r.subscription_id IS NOT NULL AS real, outbox.delivery_id(r.event_id, r.created_at, r.subscription_id, 0, (
-               SELECT e.salt FROM epoch e WHERE e.first_event_id <= r.event_id
-               ORDER BY e.first_event_id DESC LIMIT 1)) AS id,
+    SELECT r.*, r.subscription_id IS NOT NULL AS real, outbox.delivery_id(r.event_id, r.created_at, r.subscription_id, 0, r.salt) AS id,
            CASE WHEN r.held_reason IS NOT NULL THEN 'held'
                 WHEN r.may AND r.nth <= %(window)s::int THEN 'leased' ELSE 'scheduled' END AS state
     FROM ranked r
@@ -154,7 +155,7 @@ SELECT (SELECT string_agg(uuid_send(f.id), '' ORDER BY f.nth) FROM fated f WHERE
        (SELECT count(*) FROM claimed) AS events,
        (SELECT count(*) FROM fated f WHERE f.real) AS deliveries,
        (SELECT count(*) FROM fated f WHERE f.state = 'leased') AS leased,
-       (SELECT count(*) FROM fated f WHERE f.state = 'scheduled' AND f.ready) AS waiting,
+       (SELECT count(*) FROM fated f WHERE f.real AND f.state = 'scheduled' AND f.ready) AS waiting,
        (SELECT max(c.id) FROM claimed c) AS id_max,
        (SELECT max(o.org) FROM orgs o) AS org_last,
        (SELECT array_agg(o.org) FROM (

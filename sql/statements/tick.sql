@@ -3,14 +3,29 @@
 -- floor bigint
 -- bell  int or null: 1 says that a relay is awake, 2 asks capture to ring
 -- One row: pending (boolean: an unrouted event above the floor), expired (boolean: a lease ran
--- out), snapshot (text: transactions in progress), newest_id (bigint: the last event id drawn),
--- bell_was (bigint: before this statement), bell_is (bigint, or null)
+-- out), snapshot (text, xmin:xmax:xip,...: transactions in progress), newest_id (bigint: the last
+-- event id drawn), bell_was (bigint: before this statement), bell_is (bigint, or null)
+--
+-- PostgreSQL's own snapshot ends at the latest transaction that has ended: whoever runs with a later
+-- id stands in no list. Here it reaches up to the next id, read after the bell was set: whoever saw
+-- the bell before had an id by then. The list is cut at a thousand: the rest are subtransactions.
+WITH rung AS MATERIALIZED (
+    SELECT s.bell_was, CASE WHEN %(bell)s::bigint IS NOT NULL
+                            THEN pg_catalog.setval('outbox.bell', %(bell)s::bigint, true) END AS bell_is
+    FROM (SELECT last_value AS bell_was FROM outbox.bell OFFSET 0) s
+)
 SELECT EXISTS (SELECT FROM outbox.pending p WHERE p.id > %(floor)s::bigint ORDER BY p.id LIMIT 1) AS pending,
        EXISTS (SELECT FROM outbox.delivery d WHERE d.state = 'leased' AND d.lease_until AT TIME ZONE 'UTC' <= clock_timestamp() AT TIME ZONE 'UTC'
                ORDER BY d.lease_until AT TIME ZONE 'UTC' LIMIT 1) AS expired,
-       pg_catalog.pg_current_snapshot()::text AS snapshot,
+       (SELECT concat(x.xmin, ':', x.xmax + x.more, ':', concat_ws(',',
+                   (SELECT string_agg(i::text, ',') FROM pg_catalog.pg_snapshot_xip(x.now) i),
+                   (SELECT string_agg((x.xmax + n)::text, ',') FROM generate_series(0, least(x.more, 1000) - 1) n)))
+        FROM (SELECT s.now, pg_catalog.pg_snapshot_xmin(s.now)::text AS xmin,
+                     pg_catalog.pg_snapshot_xmax(s.now)::text::bigint AS xmax,
+                     CASE WHEN rung.bell_is IS DISTINCT FROM 0  -- reads the next id after the bell
+                          THEN greatest(0, pg_catalog.age(pg_catalog.pg_snapshot_xmax(s.now)::xid)) END AS more
+              FROM (SELECT pg_catalog.pg_current_snapshot() AS now) s) x) AS snapshot,
        -- A sequence that was never used says 1.
        (SELECT last_value - (NOT is_called)::int FROM outbox.event_id) AS newest_id,
-       (SELECT last_value FROM outbox.bell) AS bell_was,
-       CASE WHEN %(bell)s::bigint IS NOT NULL
-            THEN pg_catalog.setval('outbox.bell', %(bell)s::bigint, true) END AS bell_is
+       rung.bell_was, rung.bell_is
+FROM rung
