@@ -12,11 +12,12 @@ import os
 import random
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from outbox.demo.scene import ORGS, ROLLED_BACK
+from outbox.demo.scene import ORGS, ROLLED_BACK, pace
 from outbox.store.connect import connect
 
 SCHEMA = """
@@ -95,10 +96,12 @@ class Session:
         self._board = board
         self._random = rng
 
-    def write(self, orders: int) -> None:
-        """Write so many orders, and what happens to them afterwards."""
+    def write(self, orders: int, gap_s: float) -> None:
+        """Write so many orders, one every `gap_s` seconds, and what happens to them afterwards."""
         rng = self._random
-        for _ in range(orders):
+        begun_at = time.monotonic()
+        for number in range(orders):
+            time.sleep(max(0.0, begun_at + number * gap_s - time.monotonic()))
             if rng.random() < 0.1:
                 self._think_again()
             order_id, items = self._place()
@@ -179,7 +182,7 @@ def open_shop(url: str, orders: int, sessions: int, seed: int, board: Board) -> 
             rng = random.Random(f"{seed}/{number}")  # noqa: S311 (a shop)
             with connect(url, autocommit=True) as connection:
                 connection.prepare_threshold = 5  # as an application's driver does
-                Session(connection, customers, board, rng).write(share)
+                Session(connection, customers, board, rng).write(share, sessions / pace(orders))
         except Exception as error:  # noqa: BLE001 (told to the parent, which ends the demo)
             board.error = f"{type(error).__name__}: {error}"
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from outbox.demo.ledger import Latency, Report
-from outbox.demo.scene import DESTINATIONS, SESSIONS, Destination
+from outbox.demo.scene import DESTINATIONS, SESSIONS, Destination, pace
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKS_KEPT = 48
@@ -220,7 +220,8 @@ def print_summary(console: Console, report: Report, *, seed: int, keeps: bool) -
     console.print()
     console.print(_figures(report), highlight=False)
     console.print()
-    console.print(_latency(report.account.latency_ms), highlight=False, soft_wrap=True)
+    latency = _latency(report.account.latency_ms, report.orders)
+    console.print(latency, highlight=False, soft_wrap=True)
     console.print()
     console.print(_stories(report), highlight=False)
     if not keeps:
@@ -261,11 +262,11 @@ def _figures(report: Report) -> Table:
     return table
 
 
-def _latency(latency: Latency) -> Text:
+def _latency(latency: Latency, orders: int) -> Text:
     if latency.p50 is None or latency.p99 is None:
         return Text("no latency was measured")
     return Text.assemble(
-        "Commit to healthy receiver, the shop writing as fast as it can: ",
+        f"Commit to healthy receiver, at {pace(orders):,.0f} orders a second: ",
         (f"p50 {latency.p50:,.0f} ms, p99 {latency.p99:,.0f} ms", "bold"),
     )
 
