@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         return _complain(_click_text(error), error.exit_code)
     except OutboxError as error:
@@ -108,8 +111,6 @@ def _output_lost(error: OSError) -> int:
 
 
 def _click_text(error: click.ClickException) -> str:
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return error.format_message()
     text = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     return f"{text} (see: {context.command_path} --help)" if context else text

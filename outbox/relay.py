@@ -242,6 +242,7 @@ class Relay:
             return
         slow = await dispatch.disable_slow_filters(self._floor.value)
         if not slow:
+            # The moment was busy, or the event cannot be routed at all: not a filter's fault.
             raise OutboxError(f"an event cannot be routed: {describe(error)}")
         log.error("relay.filter_too_slow", subscriptions=slow, effect="disabled, deliveries held")
 

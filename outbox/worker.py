@@ -33,7 +33,10 @@ from outbox.work import Endpoint, Work
 log = structlog.get_logger("outbox.worker")
 
 Processor = Callable[[Work, float], Awaitable[Outcome]]
-"""Makes one attempt; the second argument is the loop time at which the lease would end."""
+"""Makes one attempt. The second argument is a loop time after which nobody waits for it."""
+
+ATTEMPT_S_MAX = 24 * 3600.0
+"""No attempt lasts longer than this, however often its lease is extended."""
 
 Lease = tuple[UUID, int]
 
@@ -125,10 +128,11 @@ class Worker:
             asyncio.create_task(self._forever("take", self._take_loop)),
             asyncio.create_task(self._forever("settle", self._settle_loop)),
         ]
+        guard = asyncio.create_task(self._guard())
         try:
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
+            for task in [*tasks, guard]:
                 task.cancel()
             for running in list(self._running.values()):
                 if running.task is not None:
@@ -252,6 +256,15 @@ class Worker:
             elif running.task is not None:
                 running.task.cancel()
 
+    async def _guard(self) -> None:
+        """End attempts whose lease ran out unextended: somebody else may make them now."""
+        while True:
+            await asyncio.sleep(min(1.0, self._config.lease_s / 6))
+            now = self._clock()
+            for running in list(self._running.values()):
+                if running.until <= now and running.task is not None:
+                    running.task.cancel()
+
     # -- attempting -----------------------------------------------------------------------------
 
     def _begin(self, running: _Running) -> None:
@@ -284,9 +297,10 @@ class Worker:
         endpoint = self._endpoint(taken)
         if endpoint is None:
             return Outcome(Kind.INTERNAL, "secret_unusable")
-        loop = asyncio.get_running_loop()
-        left_s = running.until - self._clock()
-        return await processor(_work(taken, endpoint), loop.time() + left_s)
+        # Its lease is extended while it runs, so only the endpoint's own timeout bounds it; when
+        # the lease is lost all the same, `_guard` ends it.
+        deadline = asyncio.get_running_loop().time() + ATTEMPT_S_MAX
+        return await processor(_work(taken, endpoint), deadline)
 
     def _endpoint(self, taken: Taken) -> Endpoint | None:
         if taken.endpoint_id is None or taken.endpoint_revision is None:

@@ -131,12 +131,18 @@ def parse_destination(url: str, policy: EgressPolicy) -> Destination:
         raise DestinationRefused("the URL does not start with https:// and a host")
     scheme = match[1].lower()
     if scheme == "http" and not policy.allow_http:
-        raise DestinationRefused("plain http is not permitted; use https (or allow http)")
+        raise DestinationRefused(
+            "plain http is not permitted; use https (or set OUTBOX_EGRESS_ALLOW_HTTP)"
+        )
     host, address, port = _parse_authority(match[2], PORT_BY_SCHEME[scheme])
     if port not in policy.open_ports:
-        raise DestinationRefused(f"port {port} is not on the list of permitted ports")
+        raise DestinationRefused(
+            f"port {port} is not permitted; OUTBOX_EGRESS_PORTS lists those that are"
+        )
     if address is not None and classify(address, policy) is Verdict.REFUSED:
-        raise DestinationRefused("the address in the URL is not a public address")
+        raise DestinationRefused(
+            "the address in the URL is not public; OUTBOX_EGRESS_ALLOW_CIDRS permits private ranges"
+        )
     shown = f"[{host}]" if isinstance(address, IPv6Address) else host
     host_header = shown if port == PORT_BY_SCHEME[scheme] else f"{shown}:{port}"
     return Destination(scheme, host, port, _parse_target(match[3]), host_header, address)

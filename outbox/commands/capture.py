@@ -65,6 +65,9 @@ def watch(
     from outbox.store import watching
     from outbox.store.connect import connect
 
+    for option, text in (("--org-column", org_column), ("--type-prefix", type_prefix)):
+        if text == "":  # an unset shell variable must not take the organization off a table
+            raise UsageError(f"{option} is empty; leave it out, or name what it stands for")
     if unknown := [name for name in operations if name not in OPERATIONS]:
         raise UsageError(f"--on {unknown[0]!r} is no operation; write {','.join(OPERATIONS)}")
     with connect(wiring.database) as connection:

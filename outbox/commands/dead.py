@@ -33,7 +33,11 @@ ROWS_MAX = 10_000
 _ROWS = ("id", "died_at", "reason", "type", "org", "endpoint", "attempts", "budget")
 _REASONS = ("reason", "endpoint", "n", "oldest_died_at", "newest_died_at")
 _endpoint = click.option("--endpoint", type=ObjectId, metavar="ID", help="Only of this endpoint.")
-_reason = click.option("--reason", help="Only those that died of this, such as http_500.")
+_DIED_OF = "Only those that died of this, such as http_500."
+_died_of = click.option("--died-of", metavar="REASON", help=_DIED_OF)
+# Where no reason is asked for, --reason is the same choice. Discard asks for one, and there the
+# two must not be mixed up.
+_reason = click.option("--died-of", "--reason", "reason", metavar="REASON", help=_DIED_OF)
 _since = click.option("--since", type=Moment(), help="Only those that died since.")
 
 
@@ -82,7 +86,7 @@ def list_(
         click.echo()
         print_rows(rows, _ROWS)
     if len(rows) >= limit:
-        say("there may be more: raise --limit, or choose with --reason, --endpoint or --since")
+        say("there may be more: raise --limit, or choose with --died-of, --endpoint or --since")
 
 
 @dead.command()
@@ -126,7 +130,7 @@ def _selection(
 
     conditions = [org, endpoint, reason, since]
     if not ids and not everything and all(value is None for value in conditions):
-        raise UsageError("say which: ids, --endpoint, --org, a reason, --since or --all")
+        raise UsageError("say which: ids, --endpoint, --org, --died-of, --since or --all")
     if everything and ids:
         raise UsageError("--all and ids exclude each other")
     return Selection(list(ids) or None, org, endpoint, reason, since)
@@ -169,8 +173,8 @@ def redrive(
 
 @dead.command()
 @_selects
-@click.option("--died-of", metavar="REASON", help="Only those that died of this.")
-@click.option("--reason", "why", required=True, metavar="TEXT", help="Why; the journal keeps it.")
+@_died_of
+@click.option("--reason", "why", metavar="TEXT", help="Why, required; the journal keeps it.")
 @pass_wiring
 def discard(
     wiring: Wiring,
@@ -180,7 +184,7 @@ def discard(
     everything: bool,
     died_of: str | None,
     since: datetime | None,
-    why: str,
+    why: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -189,8 +193,10 @@ def discard(
     from outbox.store.connect import connect
 
     selection = _selection(ids, org, endpoint, died_of, since, everything)
+    if why is None and not dry_run:
+        raise UsageError("say why with --reason TEXT; the journal keeps it")
     with connect(wiring.database, autocommit=True) as connection:
-        done = store.discard(connection, selection, why, dry_run=dry_run)
+        done = store.discard(connection, selection, why or "dry run", dry_run=dry_run)
     fields = asdict(done) | {"dry_run": dry_run}
     print_json(fields) if as_json else print_fields(fields)
     if ids and not done.discarded:

@@ -304,19 +304,25 @@ def rotate_secret(
 @click.argument("endpoint", type=ObjectId, metavar="ID")
 @org_option
 @_egress
+@takes_settings("instance")
 @json_option
 @pass_wiring
 @click.pass_context
 def test_endpoint(
     ctx: click.Context, wiring: Wiring, endpoint: int, org: str | None, as_json: bool
 ) -> None:
-    """Send a signed outbox.test event now and print its outcome. Nothing is written down."""
+    """Send a signed outbox.test event now and print its outcome. Nothing is written down.
+
+    A copied database sends nothing, this event neither, until it is adopted.
+    """
     from outbox.addressbook import open_endpoint
     from outbox.store.connect import connect
     from outbox.store.endpoints import load_endpoint
+    from outbox.store.identity import check_identity
 
     ring = wiring.settings.key_ring()
     with connect(wiring.database, autocommit=True) as connection:
+        check_identity(connection, wiring.settings.instance)
         stored = load_endpoint(connection, endpoint, org)
     work = _test_work(open_endpoint(stored, ring))
     outcome = asyncio.run(_send(wiring, wiring.settings, work))

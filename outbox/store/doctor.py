@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from outbox.errors import OutboxError
+from outbox.errors import OutboxError, PermissionRefused
 from outbox.secrets import KeyRing
 from outbox.store.connect import connect, translate
 from outbox.store.identity import check_identity
@@ -67,10 +67,21 @@ def examine(
                 error = translate(raised) if isinstance(raised, psycopg.Error) else raised
                 if connection.closed:
                     raise error from raised
-                problem, _, fix = str(error).rpartition("; ")
-                yield Finding(name, problem or fix, fix)
+                yield _unasked(name, error)
                 if name == "schema":
                     return  # nothing else can be asked
+
+
+def _unasked(check: str, error: OutboxError) -> Finding:
+    """What a check that raised has found. Our errors say after a semicolon what to do."""
+    problem, _, fix = str(error).rpartition("; ")
+    if problem:
+        return Finding(check, problem, fix)
+    if isinstance(error, PermissionRefused):
+        return Finding(
+            check, fix, "ask again as the role that installed the schema, or a superuser"
+        )
+    return Finding(check, fix, "remove the cause and ask again")
 
 
 def _schema(patient: Patient) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import redis
 from dramatiq import Consumer as DramatiqConsumer
-from dramatiq import MessageProxy
+from dramatiq import Message, MessageProxy
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import DecodeError
 from redis.backoff import NoBackoff
@@ -212,6 +212,14 @@ class _Requeueing(DramatiqConsumer):
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         self._stock.requeue(messages)
         self._broker.ring(1)
+
+    def close(self) -> None:
+        # Fetched together and not yet handed on: nobody else would look there for a minute.
+        cached = [data for data in getattr(self._stock, "message_cache", ()) if data is not None]
+        if cached:
+            self._stock.message_cache = []  # type: ignore[attr-defined]
+            self.requeue([MessageProxy(Message.decode(data)) for data in cached])
+        self._stock.close()
 
 
 def _client(address: Address) -> redis.Redis:

@@ -312,6 +312,20 @@ def test_a_test_that_is_not_delivered_says_why_and_fails(
     assert len(receiver.requests) == 1
 
 
+def test_a_copied_database_sends_no_test_event(
+    outbox: Outbox, shop: Shop, receiver: Receiver
+) -> None:
+    endpoint = outbox(
+        *("endpoints", "add", "--org", "a", "--events", "*", "--url", receiver.url, "--json"),
+        **receiver.settings,
+    ).document["id"]
+    shop.connection.execute("UPDATE outbox.installation SET database_oid = 1")
+    ran = outbox("endpoints", "test", endpoint, **receiver.settings)
+    assert (ran.code, ran.out) == (7, "")
+    assert "outbox adopt" in ran.err
+    assert receiver.requests == []
+
+
 # -- the rest -------------------------------------------------------------------------------------
 
 
@@ -346,6 +360,28 @@ def test_dead_letters_from_the_command_line(outbox: Outbox, shop: Shop) -> None:
     discarded = outbox("dead", "discard", c, "--reason", "no use", "--json").document
     assert discarded == {"discarded": 1, "unknown": 0, "dry_run": False}
     assert shop.facts(c)[-1] == ("discarded", "no use")
+
+
+@pytest.mark.parametrize("option", ["--died-of", "--reason"])
+def test_dead_letters_are_chosen_by_what_they_died_of(
+    option: str, outbox: Outbox, shop: Shop
+) -> None:
+    added(outbox)
+    shop.kill(2)
+    assert outbox("dead", "list", option, "http_404", "--json").document == []
+    assert len(outbox("dead", "list", option, "http_500", "--json").document) == 2
+    assert outbox("dead", "redrive", option, "http_404", "--json").document["redriven"] == 0
+    assert outbox("dead", "redrive", option, "http_500", "--json").document["redriven"] == 2
+
+
+def test_to_count_what_a_discard_would_take_needs_no_reason(outbox: Outbox, shop: Shop) -> None:
+    added(outbox)
+    [delivery_id] = shop.kill()
+    counted = outbox("dead", "discard", "--died-of", "http_500", "--dry-run", "--json").document
+    assert counted == {"discarded": 1, "unknown": 0, "dry_run": True}
+    ran = outbox("dead", "discard", delivery_id)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert shop.facts(delivery_id)[-1][0] == "dead"
 
 
 def test_dead_commands_refuse_to_guess(outbox: Outbox, shop: Shop) -> None:

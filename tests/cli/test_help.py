@@ -71,8 +71,12 @@ def test_the_database_may_be_named_before_or_after_the_command(
     assert outbox("status", "--database-url", database).code == 0
 
 
-def test_without_arguments_the_help_is_shown(outbox: Outbox) -> None:
-    assert "Commands:" in outbox().err
+@pytest.mark.parametrize("path", ["outbox", "outbox endpoints"])
+def test_without_a_command_the_help_is_shown(path: str, outbox: Outbox) -> None:
+    ran = outbox(*path.split()[1:])
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"Usage: {path} ")
+    assert "\nCommands:" in ran.err
 
 
 def test_the_version_is_printed(outbox: Outbox) -> None:

@@ -46,6 +46,8 @@ MISTAKES = [
     Mistake("watch a.b.c", 2, ("'a.b.c'", "SCHEMA.TABLE")),
     Mistake("watch public.t --on insert,upsert", 2, ("upsert", "insert,update,delete,truncate")),
     Mistake("watch public.t --include a,,b", 2, ("a,,b",)),
+    Mistake("watch public.t --org-column=", 2, ("--org-column is empty",)),
+    Mistake("watch public.t --type-prefix=", 2, ("--type-prefix is empty",)),
     Mistake("unwatch", 2, ("--gone",)),
     Mistake("emit", 2, ("TYPE",)),
     Mistake("emit no/type", 2, ("no/type", "orders.paid")),

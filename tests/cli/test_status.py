@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from outbox.embedded import free_port
+from outbox.embedded import EmbeddedPostgres, free_port
 from outbox.store import doctor
 from outbox.store.statements import statement
 from outbox.store.status import read_status
@@ -212,3 +212,18 @@ def test_doctor_goes_on_after_a_check_that_it_may_not_ask(outbox: Outbox, shop: 
     shop.execute("DROP FUNCTION outbox.watches()")
     shop.execute("UPDATE outbox.endpoint SET state = 'disabled'")
     assert list(findings(outbox, shop)) == ["watches", "endpoints"]
+
+
+def test_doctor_says_what_to_do_about_a_check_that_its_role_may_not_ask(
+    outbox: Outbox, shop: Shop, postgres: EmbeddedPostgres
+) -> None:
+    shop.execute("CREATE ROLE examiner LOGIN PASSWORD 'x'")
+    try:
+        shop.execute("GRANT outbox_reader TO examiner")
+        url = shop.url.replace(f"postgres:{postgres.password}@", "examiner:x@")
+        ran = outbox("doctor", "--json", **{**shop.environ, "OUTBOX_DATABASE_URL": url})
+    finally:
+        shop.execute("DROP OWNED BY examiner; DROP ROLE examiner")
+    fixes = [found["fix"] for found in ran.json["findings"] if "denied" in found["problem"]]
+    assert fixes
+    assert all("role" in fix and "denied" not in fix for fix in fixes)

@@ -1,4 +1,4 @@
-"""A database driven statement by statement, with an injected clock where the statement takes one."""
+"""A database driven statement by statement, on an injected clock where a statement takes one."""
 
 from __future__ import annotations
 
@@ -126,8 +126,9 @@ class Engine:
             },
             connection,
         )
-        ids, *counts, orgs_full = row
-        return Routed(split_ids(ids), *counts, orgs_full or []), token
+        ids, events, deliveries, leased, waiting, id_max, org_last, full = row
+        found = (split_ids(ids), events, deliveries, leased, waiting, id_max, org_last, full or [])
+        return Routed(*found), token
 
     def leases(self, window: int = 10_000, **options: Any) -> list[Lease]:
         """Route and return the leases."""
@@ -206,7 +207,9 @@ class Engine:
         }
         return {row[0] for row in self._rows("settle", params)}
 
-    def extend(self, leases: Sequence[Lease], lease_s: float, now: datetime | None = None) -> set[UUID]:
+    def extend(
+        self, leases: Sequence[Lease], lease_s: float, now: datetime | None = None
+    ) -> set[UUID]:
         params = {"now": now, **_pairs(leases), "lease_s": lease_s}
         return {row[0] for row in self._rows("extend", params)}
 

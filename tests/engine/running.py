@@ -48,12 +48,17 @@ class Scripted:
 
     begun: list[Work] = field(default_factory=list)
     ended: list[UUID] = field(default_factory=list)
+    cancelled: list[UUID] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Outcome = DELIVERED
 
     async def __call__(self, work: Work, deadline: float) -> Outcome:
         self.begun.append(work)
-        await self.gate.wait()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(work.delivery_id)
+            raise
         self.ended.append(work.delivery_id)
         return self.outcome
 
@@ -68,6 +73,7 @@ class Running:
     worker: Worker
     task: asyncio.Task[None]
     opened: list[HotConnection]
+    reachable: asyncio.Event
 
     async def give(self, leases: Sequence[Lease]) -> None:
         """Hand leases over as a thread of the broker does."""
@@ -89,8 +95,12 @@ async def working(
 ) -> AsyncIterator[Running]:
     """A worker while the body runs; cancelled at the end if it was not finished."""
     opened: list[HotConnection] = []
+    reachable = asyncio.Event()
+    reachable.set()
 
     async def open_connection(name: str) -> HotConnection:
+        if not reachable.is_set():
+            raise OSError("the database is out of reach")
         opened.append(await connect_hot(url, name))
         return opened[-1]
 
@@ -99,7 +109,7 @@ async def working(
     task = asyncio.create_task(worker.run())
     await until(lambda: len(opened) == 2)
     try:
-        yield Running(worker, task, opened)
+        yield Running(worker, task, opened, reachable)
     finally:
         task.cancel()
         await asyncio.wait([task])

@@ -102,7 +102,9 @@ def test_the_body_format_is_that_of_the_revision_it_was_routed_under(
 
 def test_delivered_ends_it_with_a_fact_and_no_row(engine: Engine, lease: Lease) -> None:
     engine.take([lease])
-    assert engine.settle([lease], "delivered", reason="http_200", detail='{"status": 200}') == {lease[0]}
+    assert engine.settle([lease], "delivered", reason="http_200", detail='{"status": 200}') == {
+        lease[0]
+    }
     assert engine.states() == {}
     assert engine.facts(lease[0]) == [("delivered", "http_200", True, 1)]
     engine.check()
@@ -113,7 +115,12 @@ def test_a_retry_is_charged_and_due_after_its_delay(engine: Engine, lease: Lease
     now = engine.now()
     engine.settle([lease], "retry", reason="http_500", delay_s=5.25, now=now)
     row = engine.delivery(lease[0])
-    assert (row["state"], row["attempts"], row["token"], row["started_at"]) == ("scheduled", 1, None, None)
+    assert (row["state"], row["attempts"], row["token"], row["started_at"]) == (
+        "scheduled",
+        1,
+        None,
+        None,
+    )
     assert row["due_at"] == now + seconds(5.25)
     assert engine.facts(lease[0]) == [("attempt_failed", "http_500", True, 1)]
     assert engine.due(now=now + seconds(5.2)) == []

@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from outbox.relay import Relay, RelayConfig
+from outbox.relay import Relay
+from outbox.rhythm import RelayConfig
 from outbox.store.connect import HotConnection, connect_hot
 from outbox.store.dispatch import Dispatch, Tick
 from outbox.store.listen import Bell
@@ -28,7 +29,6 @@ class Watched:
         self.bell = Bell()
         self.ticks: list[Tick] = []
         self.asked_to_ring = 0
-        self.hold: asyncio.Event | None = None
         self.relay = Relay(
             self._open,
             lambda _token, _ids: None,
@@ -42,7 +42,10 @@ class Watched:
 
 
 @asynccontextmanager
-async def relaying(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
+async def relaying(
+    url: str, monkeypatch: pytest.MonkeyPatch, hold: asyncio.Event | None = None
+) -> AsyncIterator[Watched]:
+    """A running relay. It waits for `hold` whenever it has asked to be rung."""
     watched = Watched(url)
     plain = Dispatch.tick
 
@@ -51,8 +54,8 @@ async def relaying(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[W
         watched.ticks.append(found)
         if bell == 2:
             watched.asked_to_ring += 1
-            if watched.hold is not None:
-                await watched.hold.wait()
+            if hold is not None:
+                await hold.wait()
         return found
 
     monkeypatch.setattr(Dispatch, "tick", tick)
@@ -86,7 +89,7 @@ def test_a_commit_wakes_a_sleeping_relay(engine: Engine, monkeypatch: pytest.Mon
     async def run() -> None:
         async with relaying(engine.url, monkeypatch) as watched:
             for n in range(1, 4):
-                await asleep(engine, watched, watched.asked_to_ring if n > 1 else 0) if n == 1 else None
+                await asleep(engine, watched, watched.asked_to_ring - 1)
                 engine.emit()
                 await until(lambda n=n: routed(engine) == n)  # type: ignore[misc]
 
@@ -122,17 +125,13 @@ def test_a_writer_that_commits_between_the_flag_and_the_sleep_is_found(
     """The whole transaction fits between the relay's last look and its sleep: it rings."""
 
     async def run() -> None:
-        async with relaying(engine.url, monkeypatch) as watched:
+        engine.run("SELECT setval('outbox.bell', 1)")
+        hold = asyncio.Event()
+        async with relaying(engine.url, monkeypatch, hold) as watched:
             await until(lambda: watched.asked_to_ring > 0)
-            watched.hold = asyncio.Event()
             engine.emit()
+            hold.set()
             await until(lambda: routed(engine) == 1)
-            before = watched.asked_to_ring
-            await until(lambda: watched.asked_to_ring > before)
-            engine.emit()
-            watched.hold.set()
-            watched.hold = None
-            await until(lambda: routed(engine) == 2)
 
     asyncio.run(run())
 
@@ -160,8 +159,10 @@ def test_a_relay_that_loses_its_ears_polls(engine: Engine, monkeypatch: pytest.M
     async def run() -> None:
         async with relaying(engine.url, monkeypatch) as watched:
             await asleep(engine, watched)
-            ears = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox bell' AND datname = current_database()"
-            engine.run(ears)
+            engine.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'outbox bell' AND datname = current_database()"
+            )
             await until(lambda: not watched.bell.heard or watched.bell.rung.is_set())
             engine.emit()
             await until(lambda: routed(engine) == 1)

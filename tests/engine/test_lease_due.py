@@ -142,7 +142,9 @@ def test_tending_cancels_what_goes_to_the_removed_and_ends_held_past_their_expir
     assert engine.tend(now + seconds(50)) == 1, "the maximum age stands still while held"
     assert engine.states() == {"held": 1}
     assert engine.tend(now + seconds(100)) == 1
-    assert engine.rows("SELECT subscription_id, reason FROM outbox.dead_letter") == [(paused, "expired")]
+    assert engine.rows("SELECT subscription_id, reason FROM outbox.dead_letter") == [
+        (paused, "expired")
+    ]
     told = engine.rows("SELECT fact FROM outbox.journal WHERE fact <> 'routed' ORDER BY 1")
     assert told == [("cancelled",), ("expired",)]
     engine.check()

@@ -16,7 +16,12 @@ def test_a_lease_that_never_started_costs_nothing(engine: Engine) -> None:
     expired = engine.expire(now)
     assert (expired.started, expired.unstarted, expired.dead) == (0, 1, 0)
     row = engine.delivery(delivery)
-    assert (row["state"], row["attempts"], row["expiries"], row["due_at"]) == ("scheduled", 0, 0, now)
+    assert (row["state"], row["attempts"], row["expiries"], row["due_at"]) == (
+        "scheduled",
+        0,
+        0,
+        now,
+    )
     engine.check()
 
 

@@ -71,7 +71,9 @@ def test_an_organization_sees_its_own_events_and_operators_see_all(engine: Engin
     assert matched(engine, none) == {everyone}
     assert matched(engine, unknown) == {everyone}
     orgs = "SELECT d.org_id IS NOT DISTINCT FROM e.org_id FROM outbox.delivery d"
-    assert {row[0] for row in engine.rows(orgs + " JOIN outbox.event e ON e.id = d.event_id")} == {True}
+    assert {row[0] for row in engine.rows(orgs + " JOIN outbox.event e ON e.id = d.event_id")} == {
+        True
+    }
 
 
 def test_an_event_that_matches_nothing_still_has_its_fact(engine: Engine) -> None:
@@ -207,7 +209,9 @@ def test_the_window_bounds_leases_and_organizations_take_turns(engine: Engine) -
     engine.emit(2, org="b")
     routed, _ = engine.route(4)
     assert (routed.deliveries, routed.leased, routed.waiting) == (12, 4, 8)
-    leased = engine.rows("SELECT org_id, count(*) FROM outbox.delivery WHERE state = 'leased' GROUP BY 1")
+    leased = engine.rows(
+        "SELECT org_id, count(*) FROM outbox.delivery WHERE state = 'leased' GROUP BY 1"
+    )
     assert sorted(leased) == [("a", 2), ("b", 2)]
     engine.check()
 

@@ -27,13 +27,18 @@ def test_the_charge_is_the_outcomes(kind: Kind) -> None:
 
 
 def test_delivered_and_permanent_outcomes_end_at_once() -> None:
-    assert judge(Outcome(Kind.DELIVERED, "http_200"), POLICY, 3, second(0), lambda: 0).name == "delivered"
+    assert (
+        judge(Outcome(Kind.DELIVERED, "http_200"), POLICY, 3, second(0), lambda: 0).name
+        == "delivered"
+    )
     for kind in PERMANENT:
         assert judge(Outcome(kind, "r"), POLICY, 1, None, lambda: 0).name == "dead"
 
 
 def test_the_last_attempt_is_followed_by_death_and_says_so() -> None:
-    verdicts = [judge(Outcome(Kind.RETRY, "http_500"), POLICY, n, None, lambda: 0) for n in (1, 2, 3)]
+    verdicts = [
+        judge(Outcome(Kind.RETRY, "http_500"), POLICY, n, None, lambda: 0) for n in (1, 2, 3)
+    ]
     assert [v.name for v in verdicts] == ["retry", "retry", "dead"]
     assert [v.delay for v in verdicts] == [second(1), second(5), None]
     assert verdicts[2].ended_by == "attempts"

@@ -6,9 +6,11 @@ import asyncio
 from datetime import datetime
 from uuid import UUID
 
+from outbox.outcome import Outcome
+from outbox.work import Work
 from outbox.worker import WorkerConfig
 from tests.engine.engine import Engine, Lease, another
-from tests.engine.running import Scripted, real_endpoint, until, working
+from tests.engine.running import DELIVERED, Scripted, real_endpoint, until, working
 
 
 def test_what_is_taken_is_delivered_and_settled(engine: Engine) -> None:
@@ -88,6 +90,60 @@ def test_leases_are_lengthened_also_while_more_keeps_coming(engine: Engine) -> N
 
     asyncio.run(run())
     assert [fact[0] for fact in engine.facts(long_one[0])] == ["delivered"]
+
+
+def test_an_attempt_ends_with_the_lease_that_nobody_could_extend(engine: Engine) -> None:
+    """Cut off from the database, a worker must not go on where another may begin."""
+    real_endpoint(engine)
+    engine.emit(3)
+    leases = engine.leases()
+    engine.extend(leases, 1.5)
+
+    async def run() -> None:
+        processor = Scripted()
+        async with working(
+            engine.url, processor, WorkerConfig(lease_s=1.5, margin_s=0.1)
+        ) as running:
+            await running.give(leases)
+            await until(lambda: len(processor.begun) == 3)
+            running.reachable.clear()
+            engine.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'outbox worker%' AND datname = current_database()"
+            )
+            await until(lambda: len(processor.cancelled) == 3)
+            running.reachable.set()
+            await until(lambda: running.worker.in_flight == 0)
+            await running.finish()
+        assert processor.ended == []
+
+    asyncio.run(run())
+    assert engine.one("SELECT count(*) FROM outbox.journal WHERE charged") == 0
+    assert engine.states() in ({"scheduled": 3}, {"leased": 3})
+    engine.check()
+
+
+def test_the_lease_does_not_cut_an_attempt_short(engine: Engine) -> None:
+    """The endpoint's timeout does; the lease is lengthened meanwhile."""
+    real_endpoint(engine)
+    engine.emit()
+    leases = engine.leases()
+    engine.extend(leases, 1.0)
+
+    async def run() -> None:
+        left: list[float] = []
+
+        async def attempt(_work: Work, deadline: float) -> Outcome:
+            left.append(deadline - asyncio.get_running_loop().time())
+            return DELIVERED
+
+        async with working(engine.url, attempt, WorkerConfig(lease_s=1.0, margin_s=0.1)) as running:
+            await running.give(leases)
+            await until(lambda: running.worker.in_flight == 0)
+            await running.finish()
+        assert left[0] > 300, "the longest timeout of an endpoint is five minutes"
+
+    asyncio.run(run())
 
 
 def _lease_until(engine: Engine, lease: Lease) -> datetime:

@@ -58,6 +58,21 @@ def test_a_range_opens_neither_http_nor_a_port() -> None:
         parse_destination("https://127.0.0.1:8080/", policy)
 
 
+@pytest.mark.parametrize(
+    ("url", "setting"),
+    [
+        ("http://example.com/", "OUTBOX_EGRESS_ALLOW_HTTP"),
+        ("https://example.com:8080/", "OUTBOX_EGRESS_PORTS"),
+        ("https://10.0.0.1/", "OUTBOX_EGRESS_ALLOW_CIDRS"),
+    ],
+)
+def test_what_an_operator_could_permit_is_refused_with_the_name_of_the_setting(
+    url: str, setting: str
+) -> None:
+    with pytest.raises(DestinationRefused, match=setting):
+        parse_destination(url, STRICT)
+
+
 def test_a_zone_is_refused_even_inside_an_operators_range() -> None:
     policy = EgressPolicy(allow_cidrs=(IPv6Network("::/0"),))
     assert classify(ip_address("fe80::1%1"), policy) is Verdict.REFUSED

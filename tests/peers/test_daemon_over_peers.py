@@ -25,6 +25,11 @@ from tests.peers.webhooks import Change, Judge, captured_shop, insert, spawning
 
 ROWS = 40
 PORTS = {"redis": 6379, "amqp": 5672}
+UPDATES_WAIT = """
+    SELECT coalesce(bool_and(d.state = 'scheduled'), false)
+    FROM outbox.delivery d JOIN outbox.event e ON e.id = d.event_id
+    WHERE e.type = 'orders.updated'
+"""
 
 
 @pytest.fixture
@@ -110,6 +115,9 @@ def test_nothing_is_lost_when_a_worker_is_killed_and_the_broker_cuts_its_connect
     proxy.refuse()
     expected |= change(shop, "UPDATE public.orders SET paid = true", "update")
     daemon.wait_for("relay.broker_lost")
+    # What was handed over is given back, not left to run out.
+    wait_until(lambda: shop.one(UPDATES_WAIT))
+    assert fact(shop, "lease_expired") == fact(shop, "lease_expired", charged=True)
     judge.gate.set()
     worker = spawn("worker")
     worker.wait_for("broker_unreachable")

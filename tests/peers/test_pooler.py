@@ -128,8 +128,9 @@ def bell_of(shop: Shop) -> int:
 
 
 def facts(shop: Shop) -> dict[str, int]:
-    told = "SELECT json_object_agg(fact, n) FROM (SELECT fact, count(*) AS n FROM outbox.journal"
-    return dict(shop.one(told + " GROUP BY 1) f"))
+    """How often the journal holds each fact."""
+    told = "SELECT coalesce(json_object_agg(fact, n), '{}') FROM"
+    return dict(shop.one(told + " (SELECT fact, count(*) AS n FROM outbox.journal GROUP BY 1) f"))
 
 
 def sessions(shop: Shop) -> int:

@@ -82,7 +82,9 @@ def test_an_emptied_broker_costs_time_and_nothing_else(
         wait_until(lambda: len(receiver.answered) == 1500)
         town.wait_until_settled()
         town.check()
-        unstarted = "SELECT count(*) FROM outbox.journal WHERE reason = 'lease_unstarted' AND NOT charged"
+        unstarted = (
+            "SELECT count(*) FROM outbox.journal WHERE reason = 'lease_unstarted' AND NOT charged"
+        )
         assert town.one(unstarted) > 0
 
 
@@ -205,9 +207,7 @@ def _signal_seen(process: Process) -> bool:
     return not pending & (1 << (signal.SIGTERM - 1))
 
 
-def test_a_copied_database_is_refused(
-    own_postgres: EmbeddedPostgres, redis_url: str
-) -> None:
+def test_a_copied_database_is_refused(own_postgres: EmbeddedPostgres, redis_url: str) -> None:
     """Staging restored from production must not send to real customers."""
     migrate(own_postgres.create_database("production"))
     copy = own_postgres.create_database("staging", "production")

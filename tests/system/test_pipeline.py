@@ -10,7 +10,9 @@ from tests.system.town import town_over, wait_until
 ORGS = ("good", "flaky", "busy", "stuck")
 
 
-def test_two_daemons_and_two_workers_deliver_everything_once(installed: str, redis_url: str) -> None:
+def test_two_daemons_and_two_workers_deliver_everything_once(
+    installed: str, redis_url: str
+) -> None:
     """One receiver hangs, one answers 500 to half, one 429: nothing lost, no duplicate, no wrong
     signature, and the others do not wait for the bad ones."""
     with town_over(installed, redis_url) as town:
@@ -23,13 +25,13 @@ def test_two_daemons_and_two_workers_deliver_everything_once(installed: str, red
             town.start("worker")
         town.write(sessions=8, transactions=12, each=25, orgs=ORGS)
         each = 8 * 12 * 25 // 4
-        wait_until(
-            lambda: [len(r.answered) for r in (good, flaky, busy)] == [each] * 3
-        )
+        wait_until(lambda: [len(r.answered) for r in (good, flaky, busy)] == [each] * 3)
         assert stuck.answered == {}
         town.one("SELECT 1")
         wait_until(
-            lambda: town.one("SELECT count(*) FROM outbox.journal WHERE fact = 'delivered'") == 3 * each
+            lambda: (
+                town.one("SELECT count(*) FROM outbox.journal WHERE fact = 'delivered'") == 3 * each
+            )
         )
         town.check()
         assert town.owed() == each, "what the hanging receiver is owed is still there"
@@ -45,7 +47,9 @@ def test_a_transaction_that_commits_late_under_traffic_is_delivered(
         town.start("worker")
         late.execute("SELECT outbox.emit('orders.late', '\"late\"'::json, 'acme')")
         sent = 0
-        looks = "SELECT extract(epoch FROM clock_timestamp() - min(created_at)) > 4 FROM outbox.event"
+        looks = (
+            "SELECT extract(epoch FROM clock_timestamp() - min(created_at)) > 4 FROM outbox.event"
+        )
         while not sent or not town.one(looks):
             town.emit(5)
             sent += 5
@@ -81,7 +85,9 @@ def test_one_process_does_everything_without_a_broker(installed: str) -> None:
         town.check()
 
 
-def test_drain_ends_by_itself_when_nothing_is_owed(installed: str, redis_server: EmbeddedRedis) -> None:
+def test_drain_ends_by_itself_when_nothing_is_owed(
+    installed: str, redis_server: EmbeddedRedis
+) -> None:
     with town_over(installed, redis_server.url) as town:
         receiver = town.endpoint("/a")
         town.emit(500)

@@ -263,7 +263,8 @@ class Town:
         """Pending events and live deliveries."""
         return int(
             self.one(
-                "SELECT (SELECT count(*) FROM outbox.pending) + (SELECT count(*) FROM outbox.delivery)"
+                "SELECT (SELECT count(*) FROM outbox.pending)"
+                " + (SELECT count(*) FROM outbox.delivery)"
             )
         )
 
@@ -276,18 +277,21 @@ class Town:
             self.one(
                 "SELECT count(*) FROM outbox.journal j, jsonb_array_elements(j.detail) i"
                 " WHERE j.fact = 'routed' AND j.detail IS NOT NULL"
-                " AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.id = (i ->> 'delivery')::uuid)"
+                " AND NOT EXISTS (SELECT FROM outbox.delivery d"
+                "                 WHERE d.id = (i ->> 'delivery')::uuid)"
                 " AND NOT EXISTS (SELECT FROM outbox.dead_letter d"
                 "                 WHERE d.id = (i ->> 'delivery')::uuid)"
                 " AND NOT EXISTS (SELECT FROM outbox.journal k"
-                "                 WHERE k.fact = 'delivered' AND k.delivery_id = (i ->> 'delivery')::uuid)"
+                "                 WHERE k.fact = 'delivered'"
+                "                 AND k.delivery_id = (i ->> 'delivery')::uuid)"
             )
         )
 
     def check(self, *, dead: int = 0, duplicates_max: int = 0) -> None:
         """Nothing lost, nothing routed twice, signatures right, so few duplicates, so many dead."""
         assert self.lost() == 0
-        assert self.one("SELECT count(*) - count(DISTINCT event_id) FROM outbox.journal WHERE fact = 'routed'") == 0
+        routed = "SELECT count(*) - count(DISTINCT event_id) FROM outbox.journal"
+        assert self.one(routed + " WHERE fact = 'routed'") == 0
         assert self.one("SELECT count(*) FROM outbox.dead_letter") == dead
         told = self.one("SELECT count(*) FROM outbox.journal WHERE fact = 'delivered'")
         everyone = self.receivers.by_path.values()
@@ -301,9 +305,7 @@ class Town:
 
 
 @contextmanager
-def town_over(
-    url: str, broker_url: str = "memory://", lease: str = "30s"
-) -> Iterator[Town]:
+def town_over(url: str, broker_url: str = "memory://", lease: str = "30s") -> Iterator[Town]:
     """A town over a database and a broker."""
     with Receivers() as receivers:
         town = Town(url, broker_url, receivers, lease)
