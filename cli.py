@@ -149,11 +149,12 @@ class _Courier:
         self._inner.close()
 
 
-def open_courier(settings: Settings) -> Courier:
-    """The courier of the broker in the settings. Nothing is connected yet."""
+def open_courier(settings: Settings, namespace: str = "outbox") -> Courier:
+    """The courier of the broker in the settings, for one installation's messages. Nothing is
+    connected yet."""
     from processors.broker import open_broker
 
-    return _Courier(open_broker(settings.broker_url))
+    return _Courier(open_broker(settings.broker_url, namespace=namespace))
 
 
 @asynccontextmanager

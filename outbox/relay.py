@@ -134,7 +134,7 @@ class Relay:
         if now - rhythm.looked_at < self._config.look_s:
             return None
         rhythm.looked_at = now
-        tick = await dispatch.tick(self._floor.value, 2 if rhythm.asked_to_ring else None)
+        tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring)
         rhythm.quiet = rhythm.asked_to_ring and tick.bell_was == 2 and not tick.pending
         if tick.expired:
             expired = await dispatch.expire(self._config.batch, self._config.expiries_max)
@@ -150,6 +150,15 @@ class Relay:
         if now - rhythm.tended_at >= self._config.tend_s:
             rhythm.tended_at = now
             await self._tend(dispatch)
+        return tick
+
+    async def _tick(self, dispatch: Dispatch, *, asleep: bool) -> Tick:
+        """Look, and say whether to ring: asleep 2, awake 1 where somebody left a 2, since a relay
+        that polls makes every ring a waste."""
+        rhythm = self._rhythm
+        bell = 2 if asleep else 1 if rhythm.bell == 2 else None
+        tick = await dispatch.tick(self._floor.value, bell)
+        rhythm.bell = bell or tick.bell_was
         return tick
 
     async def _tend(self, dispatch: Dispatch) -> None:
@@ -315,12 +324,9 @@ class Relay:
         rhythm, config = self._rhythm, self._config
         sleep_at = rhythm.worked_at + config.awake_s
         wake_at = min(sleep_at, rhythm.due_at, rhythm.looked_at + config.look_s)
-        # Said once a waking: whoever commits now need not ring.
-        bell = 1 if rhythm.asked_to_ring else None
         rhythm.asked_to_ring = rhythm.quiet = False
         while not self._stopping.is_set():
-            tick = await dispatch.tick(self._floor.value, bell)
-            bell = None
+            tick = await self._tick(dispatch, asleep=False)
             self.polled_at = self._clock()
             if tick.pending or self._clock() >= wake_at:
                 return
@@ -346,7 +352,7 @@ class Relay:
         """Set the flag and poll until all who may have missed it are through; true if there is
         work."""
         self._rhythm.asked_to_ring = True
-        tick = await dispatch.tick(self._floor.value, bell=2)
+        tick = await self._tick(dispatch, asleep=True)
         gate = Snapshot.parse(tick.snapshot)
         wait_s = self._config.poll_s_min
         while not tick.pending and not rung.is_set() and self._clock() < until:

@@ -67,6 +67,7 @@ class Rhythm:
     full: dict[str, Rest] = field(default_factory=dict)
     careful: int = 0
     asked_to_ring: bool = False
+    bell: int = 2
     quiet: bool = False
 
     def worked(self, now: float, config: RelayConfig) -> None:

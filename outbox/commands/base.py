@@ -36,7 +36,7 @@ class Wiring:
     destination and custom headers and raise DestinationRefused or UsageError.
     """
 
-    open_courier: Callable[[Settings], Courier]
+    open_courier: Callable[[Settings, str], Courier]
     open_processors: Callable[[Settings], AbstractAsyncContextManager[Processors]]
     check_url: Callable[[Settings, str], None]
     check_headers: Callable[[Mapping[str, str]], None]

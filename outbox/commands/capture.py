@@ -85,8 +85,10 @@ def watch(
         )
     if as_json:
         print_json({"table": table, "changed": changed})
-    else:
-        say(f"watching {table}" if changed else f"already watching {table}: nothing changed")
+        return
+    say(f"watching {table}" if changed else f"already watching {table}: nothing changed")
+    if org_column is None:
+        say("without --org-column its events reach only subscriptions made with --all-orgs")
 
 
 @click.command()

@@ -23,7 +23,7 @@ def migrate(wiring: Wiring, check: bool, as_sql: bool, as_json: bool) -> None:
     if check and as_sql:
         raise UsageError("--check and --sql exclude each other")
     if as_sql:
-        click.echo(store.migration_sql(), nl=False)
+        click.echo(store.migration_sql(wiring.settings.instance), nl=False)
         return
     if not check:
         _report("applied", store.migrate(wiring.database, wiring.settings.instance), as_json)

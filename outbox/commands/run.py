@@ -60,10 +60,10 @@ def run(wiring: Wiring, once: bool, drain: bool, workers: int) -> None:
         )
     if once and workers and not settings.in_memory:
         raise UsageError("--once does not wait for other processes; use --drain with --workers")
-    ring = _prepare(wiring, needs_keys=settings.in_memory or workers > 0)
+    ring, namespace = _prepare(wiring, needs_keys=settings.in_memory or workers > 0)
     until = Until.ONCE if once else Until.DRAINED if drain else Until.STOPPED
     children = 0 if settings.in_memory else workers
-    _loop(_daemon(wiring, ring, until, children))
+    _loop(_daemon(wiring, ring, namespace, until, children))
 
 
 @click.command()
@@ -87,32 +87,38 @@ def worker(wiring: Wiring, processes: int, child_of: int | None) -> None:
             "OUTBOX_BROKER_URL is memory://, which lives inside `outbox run`; set it to a redis:// "
             "or amqp:// server to run workers apart"
         )
-    ring = _prepare(wiring, needs_keys=True)
-    _loop(_workers(wiring, processes) if processes > 1 else _worker(wiring, ring, child_of))
+    ring, namespace = _prepare(wiring, needs_keys=True)
+    if processes > 1:
+        _loop(_workers(wiring, processes))
+    else:
+        _loop(_worker(wiring, ring, namespace, child_of))
 
 
-def _prepare(wiring: Wiring, *, needs_keys: bool) -> KeyRing | None:
-    """Logs, and the proofs that come before the first connection of a loop."""
+def _prepare(wiring: Wiring, *, needs_keys: bool) -> tuple[KeyRing | None, str]:
+    """Logs, and the proofs that come before the first connection of a loop; returns the keys and
+    the namespace of the messages in the broker."""
     from outbox.logs import configure_logs
     from outbox.store.preflight import preflight
 
     settings = wiring.settings
     configure_logs(settings.log_format, debug=settings.debug)
     ring = settings.key_ring() if settings.secret_key else None
-    preflight(settings.database, settings.instance, ring, needs_keys=needs_keys)
+    namespace = preflight(settings.database, settings.instance, ring, needs_keys=needs_keys)
     if ring is None and needs_keys:
         log.warning("run.no_secret_key", hint="endpoints added later cannot be delivered to")
-    return ring
+    return ring, namespace
 
 
-async def _daemon(wiring: Wiring, ring: KeyRing | None, until: Until, children: int) -> None:
+async def _daemon(
+    wiring: Wiring, ring: KeyRing | None, namespace: str, until: Until, children: int
+) -> None:
     from outbox.runtime import run_daemon
     from outbox.supervisor import Supervisor
 
     settings = wiring.settings
     supervisor = Supervisor(children, _child_environ(wiring))
     stop = _stop_on_signals(supervisor.kill)
-    courier = wiring.open_courier(settings)
+    courier = wiring.open_courier(settings, namespace)
     beside = asyncio.create_task(supervisor.run(stop, _grace_s(settings)))
     try:
         await run_daemon(
@@ -137,14 +143,16 @@ async def _workers(wiring: Wiring, processes: int) -> None:
     await supervisor.run(stop, _grace_s(wiring.settings))
 
 
-async def _worker(wiring: Wiring, ring: KeyRing | None, parent_pid: int | None) -> None:
+async def _worker(
+    wiring: Wiring, ring: KeyRing | None, namespace: str, parent_pid: int | None
+) -> None:
     from outbox.runtime import run_worker
     from outbox.supervisor import end_with_parent
 
     stop = _stop_on_signals()
     parent = end_with_parent(parent_pid, stop.set) if parent_pid is not None else stop.wait()
     watching = asyncio.ensure_future(parent)
-    courier = wiring.open_courier(wiring.settings)
+    courier = wiring.open_courier(wiring.settings, namespace)
     try:
         await run_worker(wiring.settings, courier, wiring.open_processors, stop=stop, ring=ring)
     finally:

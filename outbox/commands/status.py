@@ -64,7 +64,7 @@ def doctor(ctx: click.Context, wiring: Wiring, as_json: bool) -> None:
 def _broker(wiring: Wiring) -> Iterator[Finding]:
     from outbox.store.doctor import Finding
 
-    courier = wiring.open_courier(wiring.settings)
+    courier = wiring.open_courier(wiring.settings, "outbox")
     try:
         courier.depth()
     except BrokerUnavailable as error:

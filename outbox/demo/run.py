@@ -42,7 +42,7 @@ DATABASE = "demo"
 INSTANCE = "demo"
 
 Result = TypeVar("Result")
-OpenCourier = Callable[[Settings], Courier]
+OpenCourier = Callable[[Settings, str], Courier]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Demo:
     # -- what runs ------------------------------------------------------------------------------
 
     async def _start_daemon(self, stack: AsyncExitStack, settings: Settings) -> asyncio.Task[None]:
-        courier = self.open_courier(settings)
+        courier = self.open_courier(settings, "outbox-demo")
         stack.callback(courier.close)
         stop = asyncio.Event()
         running = asyncio.create_task(

@@ -38,6 +38,17 @@ def check_identity(connection: psycopg.Connection[Any], instance: str) -> None:
     _judge(_read(connection), instance)
 
 
+def broker_namespace(connection: psycopg.Connection[Any]) -> str:
+    """The namespace of this installation's messages in a broker: no two installations share one,
+    so that a copy of a database, or another database, never takes messages it cannot use."""
+    row = connection.execute(
+        "SELECT 'outbox-' || left(translate(salt::text, '-', ''), 12) FROM outbox.installation"
+        " ORDER BY epoch DESC LIMIT 1"
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 async def check_identity_async(connection: psycopg.AsyncConnection[Any], instance: str) -> None:
     """`check_identity` on an async connection, for the start of a daemon."""
     with translated():

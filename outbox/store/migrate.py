@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from outbox.errors import SchemaMismatch, UsageError
 from outbox.store.connect import connect
@@ -50,14 +51,17 @@ def pending_migrations(url: str) -> list[str]:
         return [f"{m.version:04d}_{m.name}" for m in _pending(connection)]
 
 
-def migration_sql() -> str:
-    """The SQL of all migrations with their bookkeeping, for those who apply it by other means."""
+def migration_sql(instance: str = "default") -> str:
+    """The SQL of all migrations with their bookkeeping, for those who apply it by other means.
+
+    It is for a database without the schema; `instance` names the installation.
+    """
     parts = ["BEGIN;"]
     for migration in migrations():
         parts += [f"-- {migration.version:04d}_{migration.name}", migration.text.strip()]
         values = f"({migration.version}, '{migration.name}', {migration.compatible_from})"
         parts.append(f"{_RECORD} VALUES {values};")
-    parts += [_NAME_INSTALLATION.replace("%s", "'default'") + ";", "COMMIT;"]
+    parts += [_NAME_INSTALLATION.replace("%s", sql.Literal(instance).as_string()) + ";", "COMMIT;"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -14,7 +14,7 @@ import psycopg
 from outbox.errors import ConfigurationError, KeyMissing, PermissionRefused
 from outbox.secrets import KeyRing, secret_context
 from outbox.store.connect import connect
-from outbox.store.identity import check_identity
+from outbox.store.identity import broker_namespace, check_identity
 from outbox.store.migrate import require_schema
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -45,9 +45,10 @@ ORDER BY field, substr(sealed, 2, 4), row_id
 """
 
 
-def preflight(url: str, instance: str, ring: KeyRing | None, *, needs_keys: bool) -> None:
-    """Raise DatabaseUnavailable, SchemaMismatch, WrongInstance, PermissionRefused or KeyMissing.
+def preflight(url: str, instance: str, ring: KeyRing | None, *, needs_keys: bool) -> str:
+    """Returns the namespace of this installation's messages in the broker.
 
+    Raises DatabaseUnavailable, SchemaMismatch, WrongInstance, PermissionRefused or KeyMissing.
     Without `needs_keys` (a relay that delivers nothing itself) a missing key is no error.
     """
     with connect(url) as connection:
@@ -60,6 +61,7 @@ def preflight(url: str, instance: str, ring: KeyRing | None, *, needs_keys: bool
             unopened = key_problems(connection, ring)
             if unopened:
                 raise KeyMissing(unopened[0])
+        return broker_namespace(connection)
 
 
 def rights_problems(connection: Connection) -> list[str]:

@@ -41,10 +41,11 @@ def test_migrate_installs_once(outbox: Outbox, empty_database: str) -> None:
 def test_the_sql_of_migrate_can_be_applied_by_other_means(
     outbox: Outbox, empty_database: str
 ) -> None:
-    text = outbox("migrate", "--sql").out
+    text = outbox("migrate", "--sql", "--instance", "staging").out
     with psycopg.connect(empty_database, autocommit=True) as connection:
         connection.execute(text.encode())
     assert outbox("migrate", "--check", OUTBOX_DATABASE_URL=empty_database).code == 0
+    assert rows(empty_database, "SELECT instance FROM outbox.installation") == [("staging",)]
 
 
 def test_uninstall_changes_nothing_without_yes(outbox: Outbox, with_table: str) -> None:
@@ -76,6 +77,12 @@ def test_watch_takes_every_option_and_twice_changes_nothing(
     found = rows(with_table, "SELECT type, org_id, subject, payload FROM outbox.event")
     assert [row[:3] for row in found] == [("sales.inserted", "acme", "sales/acme/7")]
     assert found[0][3]["record"] == {"id": 7, "org": "acme", "Größe": 1}
+
+
+def test_watch_says_what_it_means_to_have_no_organization(outbox: Outbox, with_table: str) -> None:
+    environ = {"OUTBOX_DATABASE_URL": with_table}
+    assert "--all-orgs" in outbox("watch", "orders", **environ).err
+    assert "--all-orgs" not in outbox("watch", "orders", "--org-column", "org", **environ).err
 
 
 def test_watch_includes_only_the_columns_named(outbox: Outbox, with_table: str) -> None:

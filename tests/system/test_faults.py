@@ -61,7 +61,7 @@ def test_what_a_killed_worker_had_started_is_repeated_and_nothing_else(
         town.wait_until_settled()
         town.check()
         assert receiver.requests == 40
-        expiries = "SELECT count(*) FROM outbox.journal WHERE fact = 'lease_expired'"
+        expiries = "SELECT count(*) FROM outbox.journal WHERE fact = 'lease_expired' AND charged"
         assert town.one(expiries) == 20
         assert town.one("SELECT count(*) FROM outbox.journal WHERE attempt > 1") == 0
 
