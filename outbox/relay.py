@@ -53,6 +53,11 @@ class Relay:
         self._rhythm = Rhythm(clock())
         self._dispatch: Dispatch | None = None
 
+    @property
+    def broker_lost(self) -> bool:
+        """Whether the broker failed and has not answered since."""
+        return self._broker.lost
+
     def stop(self) -> None:
         """Stop claiming. What is leased stays with the broker and the workers."""
         self._stopping.set()

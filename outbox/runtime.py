@@ -119,6 +119,8 @@ async def run_daemon(
             relay.stop()
             await asyncio.wait([relaying], timeout=settings.grace.total_seconds() / 2)
             relaying.cancel()
+        if until is Until.ONCE and relay.broker_lost:
+            raise BrokerUnavailable("the broker took nothing; what was leased is given back")
         if worker is not None and until is not Until.STOPPED:
             # Everything that was handed over is settled before this process ends.
             await _until(lambda: courier.depth() == 0 and worker.in_flight == 0, looks=10)
@@ -274,14 +276,16 @@ async def _signs_of_life(
     node = Node(uuid4(), kind, socket.gethostname(), os.getpid())
 
     async def body(connection: HotConnection) -> None:
-        if is_alive():
-            await beat(connection, node)
+        await _until(is_alive)
+        await beat(connection, node)
 
     async with _running("signs", upkeep("signs", lambda: _open(settings, "signs"), BEAT_S, body)):
         yield
     with suppress(Exception):  # the row grows old by itself
         async with asyncio.timeout(1):
             connection = await _open(settings, "signs")
+            if is_alive():
+                await beat(connection, node)
             await leave(connection, node)
             await connection.raw.close()
 

@@ -26,7 +26,7 @@ from outbox.errors import OutboxError
 from outbox.outcome import Kind, Outcome, from_exception
 from outbox.secrets import KeyRing
 from outbox.store.attempts import Attempts, Settlement, Taken
-from outbox.store.connect import LOST, REFUSED, HotConnection, describe
+from outbox.store.connect import FAILED, REFUSED, HotConnection, describe
 from outbox.verdict import RELEASED, Verdict, judge, policy_of
 from outbox.work import Endpoint, Work
 
@@ -168,7 +168,7 @@ class Worker:
                     return
                 finally:
                     await connection.raw.close()
-            except LOST as error:
+            except FAILED as error:
                 if failures == 0:
                     log.warning("worker.database_lost", loop=name, error=describe(error))
                 failures += 1

@@ -97,9 +97,6 @@ def _check_url(url: str) -> None:
         ) from error
 
 
-LOST = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
-"""What a lost or refused connection raises, and what a new connection may cure."""
-
 FAILED = (psycopg.Error, OSError)
 """Everything that talking to PostgreSQL raises."""
 

@@ -136,6 +136,7 @@ CREATE TABLE outbox.endpoint (
     state          text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'paused', 'disabled', 'removed')),
     state_reason   text,
     headers_sealed bytea,
+    custom_headers boolean NOT NULL GENERATED ALWAYS AS (headers_sealed IS NOT NULL) STORED,
     concurrency    integer NOT NULL DEFAULT 1000 CHECK (concurrency BETWEEN 1 AND 100000),
     rate_per_s     double precision CHECK (rate_per_s > 0),
     timeout        interval NOT NULL DEFAULT '15 s',

@@ -119,7 +119,7 @@ DECLARE
     v_id bigint;
     v_first bigint;
     v_slot smallint;
-    v_payload pg_catalog.json;
+    v_text pg_catalog.text;
 BEGIN
     IF emit.type IS NULL OR emit.type !~ '^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$' OR pg_catalog.length(emit.type) > 200 THEN
         RAISE EXCEPTION 'outbox: event type % is not of the form orders.paid (letters, digits, _ and -, joined by dots, at most 200)',
@@ -136,15 +136,26 @@ BEGIN
         RAISE EXCEPTION 'outbox: payload must be json, jsonb or text, not %', pg_catalog.pg_typeof(payload)
             USING ERRCODE = 'datatype_mismatch', HINT = 'Write to_json(value).';
     END IF;
-    v_payload := coalesce(payload::pg_catalog.text, 'null')::pg_catalog.json;
-    IF pg_catalog.octet_length(v_payload::pg_catalog.text) > outbox.payload_bytes_max() THEN
+    -- Before it is parsed: the parser's error quotes its input, and payloads are not logged.
+    v_text := coalesce(payload::pg_catalog.text, 'null');
+    IF pg_catalog.octet_length(v_text) > outbox.payload_bytes_max() THEN
         RAISE EXCEPTION 'outbox: payload of % bytes exceeds the limit of % bytes',
-            pg_catalog.octet_length(v_payload::pg_catalog.text), outbox.payload_bytes_max()
+            pg_catalog.octet_length(v_text), outbox.payload_bytes_max()
             USING ERRCODE = 'program_limit_exceeded',
                   HINT = 'Store the document and emit a reference to it.';
     END IF;
     IF headers IS NOT NULL AND (pg_catalog.json_typeof(headers) <> 'object' OR pg_catalog.octet_length(headers::pg_catalog.text) > 8192) THEN
         RAISE EXCEPTION 'outbox: headers must be a JSON object of at most 8192 bytes' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF pg_catalog.length(emit.subject) > 1000 OR pg_catalog.length(emit.ordering_key) > 1000
+        OR pg_catalog.length(emit.dedupe_key) > 1000 THEN
+        RAISE EXCEPTION 'outbox: subject, ordering_key and dedupe_key have at most 1000 characters'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF NOT pg_catalog.isfinite(coalesce(deliver_at, expires_at, '2000-01-01'::pg_catalog.timestamptz))
+        OR NOT pg_catalog.isfinite(coalesce(expires_at, '2000-01-01'::pg_catalog.timestamptz)) THEN
+        RAISE EXCEPTION 'outbox: deliver_at and expires_at must be finite; leave them null for none'
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF expires_at IS NOT NULL AND expires_at <= coalesce(deliver_at, '-infinity'::pg_catalog.timestamptz) THEN
         RAISE EXCEPTION 'outbox: expires_at must be after deliver_at' USING ERRCODE = 'invalid_parameter_value';
@@ -172,7 +183,7 @@ BEGIN
     END IF;
     v_slot := (SELECT last_value FROM outbox.ring_slot);
     INSERT INTO outbox.event (id, slot, type, org_id, subject, ordering_key, payload, headers, created_at, deliver_at, expires_at)
-    VALUES (v_id, v_slot, emit.type, emit.org_id, subject, ordering_key, v_payload, headers,
+    VALUES (v_id, v_slot, emit.type, emit.org_id, subject, ordering_key, v_text::pg_catalog.json, headers,
             pg_catalog.clock_timestamp(), deliver_at, expires_at);
     INSERT INTO outbox.pending (id, slot, org) VALUES (v_id, v_slot, coalesce(emit.org_id, ''));
     PERFORM outbox.ring_bell();

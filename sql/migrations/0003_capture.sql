@@ -560,6 +560,9 @@ DECLARE
 BEGIN
     IF relation IS NULL THEN
         RAISE EXCEPTION 'outbox: no table given' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF org_column = '' OR type_prefix = '' THEN
+        RAISE EXCEPTION 'outbox: org_column and type_prefix must not be empty; leave org_column null for no organization'
+            USING ERRCODE = 'invalid_parameter_value';
     ELSIF include IS NOT NULL AND exclude IS NOT NULL THEN
         RAISE EXCEPTION 'outbox: give either the columns to include or those to exclude' USING ERRCODE = 'invalid_parameter_value';
     END IF;

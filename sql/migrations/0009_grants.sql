@@ -12,7 +12,9 @@ GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_daemon, outbox_reader;
 -- Sealed secrets are for the daemon alone.
 REVOKE SELECT ON outbox.secret, outbox.endpoint FROM outbox_reader;
 GRANT SELECT (id, org_id, url, state, state_reason, concurrency, rate_per_s, timeout, gone_disables,
-              revision, created_at) ON outbox.endpoint TO outbox_reader;
+              custom_headers, revision, created_at) ON outbox.endpoint TO outbox_reader;
+GRANT SELECT (id, endpoint_id, kind, created_at, expires_at) ON outbox.secret TO outbox_reader;
+GRANT SELECT ON ALL SEQUENCES IN SCHEMA outbox TO outbox_reader;
 GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA outbox TO outbox_daemon;
 GRANT INSERT ON outbox.event, outbox.journal, outbox.subscription_revision TO outbox_daemon;
 GRANT INSERT, UPDATE, DELETE ON outbox.pending, outbox.delivery, outbox.dead_letter, outbox.dedupe,
@@ -48,3 +50,7 @@ GRANT EXECUTE ON FUNCTION outbox.delivery_id(bigint, timestamptz, bigint, intege
     outbox.delivery_hash(bigint, bigint, integer, uuid), outbox.like_patterns(text[]),
     outbox.type_matches(text, text[], boolean), outbox.filter_passes(text, json), outbox.ring_bell(), outbox.payload_bytes_max()
     TO outbox_daemon;
+-- What lists need; these functions only read the catalogs.
+GRANT EXECUTE ON FUNCTION outbox.like_patterns(text[]), outbox.type_matches(text, text[], boolean) TO outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.watches(), outbox.capture_functions(oid), outbox.capture_unsafe_types(oid),
+    outbox.capture_problems(oid, jsonb) TO outbox_daemon, outbox_reader;

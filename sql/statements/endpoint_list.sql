@@ -7,7 +7,7 @@ SELECT jsonb_build_object(
     'id', n.id, 'org', n.org_id, 'all_orgs', n.org_id IS NULL, 'url', n.url, 'state', n.state,
     'state_reason', n.state_reason, 'concurrency', n.concurrency, 'rate_per_s', n.rate_per_s,
     'timeout_s', extract(epoch FROM n.timeout)::float8, 'gone_disables', n.gone_disables,
-    'custom_headers', n.headers_sealed IS NOT NULL, 'revision', n.revision, 'created_at', n.created_at,
+    'custom_headers', n.custom_headers, 'revision', n.revision, 'created_at', n.created_at,
     'keys', (SELECT coalesce(jsonb_agg(jsonb_build_object('id', k.id, 'kind', k.kind, 'created_at', k.created_at,
                                                           'expires_at', k.expires_at) ORDER BY k.id DESC), '[]')
              FROM outbox.secret k

@@ -8,7 +8,7 @@ own AS MATERIALIZED (
         SELECT u.id, u.token FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[]) u (id, token) ORDER BY u.id) i
     CROSS JOIN LATERAL (
         SELECT d.id, d.token, d.state, d.lease_until FROM outbox.delivery d WHERE d.id = i.id
-        FOR UPDATE) d
+        OFFSET 0 FOR UPDATE) d
     WHERE d.state = 'leased' AND d.token = i.token AND d.lease_until > clock.now
 )
 UPDATE outbox.delivery d

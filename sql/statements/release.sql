@@ -6,7 +6,7 @@ WITH own AS MATERIALIZED (
     SELECT d.id, d.token, d.started_at FROM (SELECT u.id FROM unnest(%(ids)s::uuid[]) u (id) ORDER BY u.id) i
     CROSS JOIN LATERAL (
         SELECT d.id, d.token, d.started_at FROM outbox.delivery d WHERE d.id = i.id
-        FOR UPDATE) d
+        OFFSET 0 FOR UPDATE) d
 )
 UPDATE outbox.delivery d
 SET state = 'scheduled', token = NULL, lease_until = NULL

@@ -12,6 +12,8 @@
 -- A row each for what was settled: id
 --
 -- Rows are reached by id alone, whatever the statistics say: every change is `id = ANY (...)`.
+-- OFFSET 0 keeps the conditions on the state out of the scan that locks: on an empty database's
+-- statistics the plan would walk all leases for each id.
 WITH clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
@@ -24,7 +26,7 @@ own AS MATERIALIZED (
             AS u (id, token, verdict, charged, reason, delay_s, detail) ORDER BY u.id) i
     CROSS JOIN LATERAL (
         SELECT * FROM outbox.delivery d WHERE d.id = i.id
-        FOR UPDATE) d
+        OFFSET 0 FOR UPDATE) d
     WHERE d.state = 'leased' AND d.token = i.token AND d.started_at IS NOT NULL
 ),
 ended AS (

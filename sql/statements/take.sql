@@ -15,7 +15,7 @@ own AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT d.id, d.token, d.state, d.started_at, d.lease_until, d.subscription_id
         FROM outbox.delivery d WHERE d.id = i.id
-        FOR UPDATE) d
+        OFFSET 0 FOR UPDATE) d
     CROSS JOIN LATERAL (
         SELECT s.state, n.state AS endpoint_state FROM outbox.subscription s
         LEFT JOIN outbox.endpoint n ON n.id = s.endpoint_id

@@ -56,7 +56,7 @@ locked AS MATERIALIZED (
         SELECT j.id, j.verdict FROM judged j WHERE j.verdict IS NOT NULL ORDER BY j.id LIMIT %(rows_max)s::int) j
     CROSS JOIN LATERAL (
         SELECT * FROM outbox.delivery d WHERE d.id = j.id
-        FOR UPDATE SKIP LOCKED) d
+        OFFSET 0 FOR UPDATE SKIP LOCKED) d
     WHERE d.state <> 'leased'
 ),
 gone AS (

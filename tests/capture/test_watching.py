@@ -168,6 +168,8 @@ def test_a_condition_survives_a_change_of_its_columns_type(shop: Shop) -> None:
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("orders", {"org_column": "nope"}, "no column nope"),
+    ("orders", {"org_column": ""}, "must not be empty"),
+    ("orders", {"type_prefix": ""}, "must not be empty"),
     ("orders", {"subject_columns": ["id", "nope"]}, "no column nope"),
     ("orders", {"include": ["nope"]}, "no column nope"),
     ("orders", {"include": ["id"], "exclude": ["note"]}, "either"),

@@ -23,6 +23,9 @@ def delivered(shop: Shop) -> int:
     return int(shop.one("SELECT count(*) FROM outbox.journal WHERE fact = 'delivered'"))
 
 
+NO_BROKER = "redis://127.0.0.1:1/0"
+
+
 def test_once_delivers_what_it_leases_and_ends(
     run_outbox: Callable[..., Ran], shop: Shop, receiver: Receiver
 ) -> None:
@@ -32,6 +35,25 @@ def test_once_delivers_what_it_leases_and_ends(
     assert ran.out == ""
     assert len(receiver.bodies) == delivered(shop) == 3
     assert shop.states() == []
+
+
+def test_once_without_a_broker_is_a_failure_that_loses_nothing(
+    run_outbox: Callable[..., Ran], shop: Shop
+) -> None:
+    shop.emit(3)
+    ran = run_outbox("run", "--once", **{**shop.environ, "OUTBOX_BROKER_URL": NO_BROKER})
+    assert ran.code == 5
+    assert "given back" in ran.err
+    assert shop.states() == ["scheduled"] * 3
+
+
+def test_a_daemon_that_ended_at_once_is_remembered(
+    run_outbox: Callable[..., Ran], shop: Shop, receiver: Receiver
+) -> None:
+    shop.emit(1)
+    assert run_outbox("run", "--drain", **shop.environ).code == 0
+    assert len(receiver.bodies) == 1
+    assert shop.one("SELECT count(*) FROM outbox.node WHERE kind = 'relay' AND pid = 0") == 1
 
 
 def test_drain_ends_when_nothing_is_pending_or_due(
