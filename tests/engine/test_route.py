@@ -191,9 +191,16 @@ def test_what_has_expired_or_is_too_old_is_not_leased_and_ends_dead(engine: Engi
 
 @pytest.mark.parametrize("at", ["infinity", "-infinity"])
 def test_times_without_end_stop_nobody(engine: Engine, at: str) -> None:
+    """Emit refuses them; a row that an installer wrote by hand has them all the same."""
     engine.subscribe()
-    engine.emit(deliver_at=at)
-    engine.emit(expires_at="infinity")
+    for number, column in enumerate(("deliver_at", "expires_at"), start=1):
+        engine.run(
+            f"INSERT INTO outbox.event (id, slot, type, org_id, payload, created_at, {column})"
+            " VALUES (%s, 0, 'orders.paid', 'acme', '1', now(), %s)",
+            number,
+            at if column == "deliver_at" else "infinity",
+        )
+        engine.run("INSERT INTO outbox.pending VALUES (%s, 0, 'acme')", number)
     engine.route()
     leased, _ = engine.lease_due()
     assert len(leased.ids) == (1 if at == "infinity" else 2)
