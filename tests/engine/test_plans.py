@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from psycopg import sql
@@ -65,8 +66,8 @@ class Backlog:
         query = "SELECT id FROM outbox.delivery WHERE state = 'leased' ORDER BY id LIMIT %s"
         return [row[0] for row in self.engine.rows(query, BATCH)]
 
-    def explain(self, name: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Run a statement under its generic plan, and undo it; the plan with what it touched."""
+    def prepare(self, name: str) -> list[str]:
+        """Prepare a statement as `probe`; returns its parameters in order."""
         names: list[str] = []
 
         def number(match: re.Match[str]) -> str:
@@ -75,19 +76,28 @@ class Backlog:
             return f"${names.index(match[1]) + 1}"
 
         text = re.sub(r"%\((\w+)\)s", number, statement(name)).replace("%%", "%")
+        self.engine.connection.execute("DEALLOCATE ALL")
+        self.engine.connection.execute(f"PREPARE probe AS {text}".encode(), prepare=False)
+        return names
+
+    def explain(self, names: list[str], params: dict[str, Any]) -> dict[str, Any]:
+        """Run `probe` under its generic plan, and undo it; the plan with what it touched."""
         values = sql.SQL(", ").join(sql.Literal(params[n]) for n in names)
         given = sql.SQL("({})").format(values) if names else sql.SQL("")
         connection = self.engine.connection
         with connection.transaction(force_rollback=True):
-            connection.execute(f"PREPARE probe AS {text}".encode(), prepare=False)
             row = connection.execute(
                 sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE probe {}").format(given),
                 prepare=False,
             ).fetchone()
-        connection.execute("DEALLOCATE ALL")
         assert row is not None
         plan: dict[str, Any] = row[0][0]["Plan"]
         return plan
+
+    def start(self, name: str, ids: list[Any]) -> None:
+        """Bring the leases into the state that the statement wants."""
+        at = "clock_timestamp()" if name == "settle" else "NULL"
+        self.engine.run(f"UPDATE outbox.delivery SET started_at = {at} WHERE id = ANY (%s)", ids)
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -126,13 +136,11 @@ def test_the_polled_statements_cost_the_same_under_any_backlog(backlog: Backlog)
     plans: dict[str, list[dict[str, Any]]] = {name: [] for name in STATEMENTS}
     for size in (1_000, 100_000):
         backlog.grow(size)
-        started = "UPDATE outbox.delivery SET started_at = clock_timestamp() WHERE id = ANY (%s)"
         for name, params in STATEMENTS.items():
             ids = backlog.ids()
-            backlog.engine.run(
-                started if name == "settle" else started.replace("clock_timestamp()", "NULL"), ids
-            )
-            plans[name].append(backlog.explain(name.split()[0], params | {"ids": ids}))
+            backlog.start(name, ids)
+            names = backlog.prepare(name.split()[0])
+            plans[name].append(backlog.explain(names, params | {"ids": ids}))
     for name in ("take", "settle", "extend"):
         assert [plan["Actual Rows"] for plan in plans[name]] == [BATCH, BATCH], name
     for name, (small, large) in plans.items():
@@ -146,3 +154,19 @@ def test_the_polled_statements_cost_the_same_under_any_backlog(backlog: Backlog)
         assert touched(large) <= 2 * touched(small) + 20, (
             f"{name}: {touched(small)} blocks at 1,000 rows, {touched(large)} at 100,000"
         )
+
+
+@pytest.mark.parametrize("name", ["take", "settle", "extend"])
+def test_a_plan_made_while_all_was_empty_reaches_rows_by_their_id(
+    backlog: Backlog, name: str
+) -> None:
+    """A daemon prepares its statements at its start and keeps the plans for days."""
+    names = backlog.prepare(name)
+    for _ in range(6):
+        backlog.explain(names, STATEMENTS[name] | {"ids": [UUID(int=0)] * BATCH})
+    backlog.grow(1_000)
+    ids = backlog.ids()
+    backlog.start(name, ids)
+    early = touched(backlog.explain(names, STATEMENTS[name] | {"ids": ids}))
+    late = touched(backlog.explain(backlog.prepare(name), STATEMENTS[name] | {"ids": ids}))
+    assert early <= 2 * late, f"{early} blocks where {late} are enough"
