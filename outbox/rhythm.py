@@ -28,10 +28,10 @@ class RelayConfig:
     orgs_max: int = 64
     lanes_max: int = 128
     expiries_max: int = 5
-    awake_s: float = 0.1
+    awake_s: float = 0.02
     full_s_max: float = 0.05
     poll_s_min: float = 0.001
-    poll_s_max: float = 0.004
+    poll_s_max: float = 0.002
     asleep_s: float = 0.5
     poll_only_s: float = 0.05
     due_s: float = 0.5
