@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from outbox.store import arrays
 from outbox.store.connect import HotConnection
 
 
@@ -81,8 +82,8 @@ class Attempts:
         """Start what may be started of (id, token) pairs; the rest does not come back."""
         params = {
             "now": None,
-            "ids": [delivery_id for delivery_id, _ in leases],
-            "tokens": [token for _, token in leases],
+            "ids": arrays.uuids([delivery_id for delivery_id, _ in leases]),
+            "tokens": arrays.numbers([token for _, token in leases]),
         }
         cursor = await self._connection.run("take", params)
         return [Taken(*row) for row in await cursor.fetchall()]
@@ -91,13 +92,13 @@ class Attempts:
         """End attempts; returns the ids that were still ours."""
         params = {
             "now": None,
-            "ids": [s.id for s in ended],
-            "tokens": [s.token for s in ended],
-            "verdicts": [s.verdict for s in ended],
-            "charged": [s.charged for s in ended],
-            "reasons": [s.reason for s in ended],
-            "delays_s": [s.delay_s for s in ended],
-            "details": [s.detail for s in ended],
+            "ids": arrays.uuids([s.id for s in ended]),
+            "tokens": arrays.numbers([s.token for s in ended]),
+            "verdicts": arrays.texts([s.verdict for s in ended]),
+            "charged": arrays.booleans([s.charged for s in ended]),
+            "reasons": arrays.texts([s.reason for s in ended]),
+            "delays_s": arrays.numbers([s.delay_s for s in ended]),
+            "details": arrays.texts([s.detail for s in ended]),
         }
         cursor = await self._connection.run("settle", params)
         return {row[0] for row in await cursor.fetchall()}
@@ -106,8 +107,8 @@ class Attempts:
         """Lengthen leases to `lease_s` from now; returns the ids that were still ours."""
         params = {
             "now": None,
-            "ids": [delivery_id for delivery_id, _ in leases],
-            "tokens": [token for _, token in leases],
+            "ids": arrays.uuids([delivery_id for delivery_id, _ in leases]),
+            "tokens": arrays.numbers([token for _, token in leases]),
             "lease_s": lease_s,
         }
         cursor = await self._connection.run("extend", params)

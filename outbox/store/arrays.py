@@ -1,0 +1,34 @@
+"""Array parameters as PostgreSQL writes them, made by joining.
+
+The driver's own list dumper looks at every element in Python; a worker spent 15 % of its time there
+at full speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+
+def uuids(values: Iterable[UUID]) -> str:
+    """A uuid[] literal."""
+    return "{" + ",".join([value.hex for value in values]) + "}"
+
+
+def numbers(values: Iterable[float | None]) -> str:
+    """A literal of an array of numbers; None is NULL."""
+    return "{" + ",".join(["NULL" if v is None else repr(v) for v in values]) + "}"
+
+
+def booleans(values: Iterable[bool]) -> str:
+    """A boolean[] literal."""
+    return "{" + ",".join(["t" if value else "f" for value in values]) + "}"
+
+
+def texts(values: Iterable[str | None]) -> str:
+    """A text[] literal; None is NULL."""
+    return "{" + ",".join(["NULL" if v is None else _quoted(v) for v in values]) + "}"
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
