@@ -70,6 +70,6 @@ ORGS = tuple(dict.fromkeys(one.org for one in DESTINATIONS))
 
 
 def pace(orders: int) -> float:
-    """Orders a second: a busy shop, which takes ten seconds for many orders. From ten thousand on
-    this is more than one machine delivers, and latency is queueing."""
+    """Orders a second: a busy shop, which takes ten seconds for a thousand orders or more. Beyond
+    what the machine delivers, latency is queueing."""
     return max(100.0, orders / 10)
