@@ -15,7 +15,12 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 # These say in many lines, at each try, what our own events say once.
-_QUIET = {"dramatiq": logging.ERROR, "pika": logging.CRITICAL, "redis": logging.WARNING}
+_QUIET = {
+    "dramatiq": logging.ERROR,
+    "pika": logging.CRITICAL,
+    "redis": logging.WARNING,
+    "psycopg": logging.ERROR,
+}
 
 
 def configure_logs(

@@ -52,6 +52,7 @@ class Relay:
         self._floor = Floor(clock())
         self._rhythm = Rhythm(clock())
         self._dispatch: Dispatch | None = None
+        self._failures = 0
 
     @property
     def broker_lost(self) -> bool:
@@ -66,21 +67,15 @@ class Relay:
 
     async def run(self) -> None:
         """Relay until stopped."""
-        failures = 0
         while not self._stopping.is_set():
             try:
                 await self._connected()
             except (*FAILED, OutboxError) as error:
-                await self._back_off("relay.database_lost", describe(error), failures)
-                failures = 0 if self._recently_polled() else failures + 1
-
-    def _recently_polled(self) -> bool:
-        return self.polled_at is not None and self._clock() - self.polled_at < 1.0
-
-    async def _back_off(self, event: str, text: str, failures: int) -> None:
-        if failures == 0:
-            log.warning(event, error=text)
-        await self._pause(min(self._config.backoff_s_max, 0.05 * 2 ** min(failures, 10)))
+                if self._failures == 0:
+                    log.warning("relay.database_lost", error=describe(error))
+                wait_s = 0.05 * 2 ** min(self._failures, 10)
+                self._failures += 1
+                await self._pause(min(self._config.backoff_s_max, wait_s))
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -98,6 +93,7 @@ class Relay:
                 await self._wait_for_broker(self._dispatch)
                 busy = await self._round(self._dispatch)
                 self.polled_at = self._clock()
+                self._failures = 0
                 if not busy:
                     await self._idle(self._dispatch)
         finally:

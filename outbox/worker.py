@@ -182,6 +182,8 @@ class Worker:
     async def _take_loop(self, attempts: Attempts) -> None:
         extend_every = self._config.lease_s / 3
         extend_at = self._clock() + extend_every
+        if self._arrived or self._refused:
+            self._arrival.set()  # what the connection before this one left behind
         while not self._done():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrival.wait(), max(0.01, extend_at - self._clock()))
@@ -355,6 +357,9 @@ class Worker:
         for one in batch:
             counts[one.verdict] = counts.get(one.verdict, 0) + 1
         log.info("worker.settled", stale=lost, **counts)
+        if counts.get("dead"):
+            reasons = sorted({one.reason for one in batch if one.verdict == "dead"})
+            log.warning("worker.dead_letters", count=counts["dead"], reasons=reasons)
         if self._stopping:
             self._arrival.set()
 

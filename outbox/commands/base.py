@@ -177,11 +177,13 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-def print_rows(rows: Sequence[Mapping[str, object]], columns: Iterable[str]) -> None:
+def print_rows(
+    rows: Sequence[Mapping[str, object]], columns: Iterable[str], *, empty: str = "nothing to show"
+) -> None:
     """Print rows in aligned columns under a heading; nothing but a note on stderr if empty."""
     names = list(columns)
     if not rows:
-        say("nothing to show")
+        say(empty)
         return
     table = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(names))]

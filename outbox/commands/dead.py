@@ -35,9 +35,8 @@ _REASONS = ("reason", "endpoint", "n", "oldest_died_at", "newest_died_at")
 _endpoint = click.option("--endpoint", type=ObjectId, metavar="ID", help="Only of this endpoint.")
 _DIED_OF = "Only those that died of this, such as http_500."
 _died_of = click.option("--died-of", metavar="REASON", help=_DIED_OF)
-# Where no reason is asked for, --reason is the same choice. Discard asks for one, and there the
-# two must not be mixed up.
-_reason = click.option("--died-of", "--reason", "reason", metavar="REASON", help=_DIED_OF)
+# Not called --reason: discard asks for one of its own, and the two would be mixed up.
+_reason = click.option("--died-of", "reason", metavar="REASON", help=_DIED_OF)
 _since = click.option("--since", type=Moment(), help="Only those that died since.")
 
 

@@ -75,7 +75,8 @@ def list_(
             before=before,
             rows_max=limit,
         )
-    print_json(rows) if as_json else print_rows(rows, _COLUMNS)
+    empty = "no live delivery; finished ones: outbox events list, outbox events show ID"
+    print_json(rows) if as_json else print_rows(rows, _COLUMNS, empty=empty)
     say_more(rows, limit, "--before")
 
 

@@ -184,6 +184,7 @@ def _stop_on_signals(on_second: Callable[[], None] = lambda: None) -> asyncio.Ev
 
     def signalled() -> None:
         if not stop.is_set():
+            log.info("run.stopping", hint="what runs is finished first; again to end now")
             stop.set()
             return
         on_second()

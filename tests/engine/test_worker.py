@@ -58,6 +58,28 @@ def test_a_connection_lost_between_take_and_endpoints_frees_the_budget(engine: E
     asyncio.run(run())
 
 
+def test_what_a_lost_connection_left_behind_is_taken_by_the_next(engine: Engine) -> None:
+    """Without another arrival and long before the lease is a third over."""
+    real_endpoint(engine)
+    engine.emit(1)
+    leases = engine.leases()
+
+    async def run() -> None:
+        processor = Scripted()
+        processor.gate.set()
+        async with working(engine.url, processor) as running:
+            for connection in running.opened:
+                pid = connection.raw.info.backend_pid
+                engine.run("SELECT pg_terminate_backend(%s, 5000)", pid)
+            await running.give(leases)
+            await until(lambda: running.worker.in_flight == 0, 5)
+            await running.finish()
+        assert processor.ended == [leases[0][0]]
+
+    asyncio.run(run())
+    assert engine.states() == {}
+
+
 def test_leases_are_lengthened_also_while_more_keeps_coming(engine: Engine) -> None:
     """A worker that is never idle must not forget what runs: it would be tried twice."""
     real_endpoint(engine)
