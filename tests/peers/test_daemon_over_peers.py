@@ -3,7 +3,7 @@ another major version: a worker is killed in mid-flight, the broker's connection
 nothing is lost.
 
 The brokers are not ours to restart: a proxy closes their connections. They may serve others: the
-processes run in a namespace of the test.
+installation has a namespace of its own there, and the test leaves nothing in it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import pika
 import psycopg
 import pytest
 import redis
 
+from outbox.store.identity import broker_namespace
 from outbox.store.migrate import migrate, uninstall
 from tests.broker.helpers import Proxy, proxy_to
 from tests.cli.helpers import Process, Shop, wait_until
@@ -29,22 +29,6 @@ UPDATES_WAIT = """
     SELECT NOT EXISTS (SELECT FROM outbox.delivery d JOIN outbox.event e ON e.id = d.event_id
                        WHERE e.type = 'orders.updated' AND d.state = 'leased')
 """
-
-
-@pytest.fixture
-def namespace(broker_url: str) -> Iterator[str]:
-    """Where the test's messages lie, and nobody else's; empty afterwards."""
-    name = f"test-{uuid4().hex[:12]}"
-    yield name
-    if broker_url.startswith("redis"):
-        with redis.Redis.from_url(broker_url) as client:
-            for key in client.scan_iter(f"{name}:*"):
-                client.delete(key)
-    else:
-        connection = pika.BlockingConnection(pika.URLParameters(broker_url))
-        for suffix in ("", ".DQ", ".XQ"):
-            connection.channel().queue_delete(f"{name}.deliver{suffix}")
-        connection.close()
 
 
 @pytest.fixture(params=["redis", "amqp"])
@@ -81,9 +65,21 @@ def shop(peer_database: str, judge: Judge, broker_url: str, proxy: Proxy) -> Ite
 
 
 @pytest.fixture
-def spawn(namespace: str, shop: Shop) -> Iterator[Callable[..., Process]]:
-    with spawning(namespace) as start:
+def spawn(shop: Shop, broker_url: str) -> Iterator[Callable[..., Process]]:
+    """The installation's own namespace keeps its messages from others'; it is empty afterwards."""
+    with psycopg.connect(shop.url) as connection:
+        namespace = broker_namespace(connection)
+    with spawning() as start:
         yield lambda *args: start(*args, **shop.environ)
+    if broker_url.startswith("redis"):
+        with redis.Redis.from_url(broker_url) as client:
+            for key in client.scan_iter(f"{namespace}:*"):
+                client.delete(key)
+    else:
+        broker = pika.BlockingConnection(pika.URLParameters(broker_url))
+        for suffix in ("", ".DQ", ".XQ"):
+            broker.channel().queue_delete(f"{namespace}.deliver{suffix}")
+        broker.close()
 
 
 def fact(shop: Shop, name: str, *, charged: bool = False) -> int:

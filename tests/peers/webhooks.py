@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from tempfile import TemporaryFile
 from threading import Event, Lock, Thread
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import psycopg
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
@@ -25,14 +21,6 @@ from outbox.secrets import KeyRing
 from tests.cli.helpers import WITHIN_S, Process, Receiver, Shop
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()  # as Shop stores it
-
-# The command line as it is, but on a broker that serves others too: in a namespace of the test.
-LAUNCH = """
-import functools, sys
-import cli, processors.broker as brokers
-brokers.open_broker = functools.partial(brokers.open_broker, namespace=sys.argv[1])
-sys.exit(cli.main(sys.argv[2:]))
-"""
 
 Change = tuple[str, int]
 """What a webhook tells: the operation and the id of the row."""
@@ -131,32 +119,13 @@ def insert(url: str, first: int, last: int) -> set[Change]:
     return {("insert", number) for number in range(first, last + 1)}
 
 
-class Namespaced(Process):
-    """A running `outbox` that shares its broker with others, apart from them."""
-
-    def __init__(self, namespace: str, args: tuple[str, ...], environ: dict[str, str]) -> None:
-        self._err = TemporaryFile("w+")  # noqa: SIM115 (closed in close)
-        self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-c", LAUNCH, namespace, *args],
-            env={**_clean(os.environ), **environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._err,
-        )
-
-
-def _clean(environ: Any) -> dict[str, str]:
-    """Without the machine's own settings of the daemon."""
-    return {name: environ[name] for name in environ if not name.startswith("OUTBOX_")}
-
-
 @contextmanager
-def spawning(namespace: str = "outbox") -> Iterator[Callable[..., Process]]:
+def spawning() -> Iterator[Callable[..., Process]]:
     """Start `outbox` with settings as keywords; whatever still runs at the end is killed."""
     started: list[Process] = []
 
     def start(*args: str, **environ: str) -> Process:
-        started.append(Namespaced(namespace, args, environ))
+        started.append(Process(args, environ))
         return started[-1]
 
     try:
