@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
@@ -11,10 +11,10 @@ from uuid import UUID
 @dataclass(frozen=True, slots=True)
 class SigningKey:
     """One key of an endpoint, opened. `kind` is `hmac` (raw secret bytes) or `ed25519` (the
-    32-byte seed)."""
+    32-byte seed) and never shows."""
 
     kind: str
-    material: bytes
+    material: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Endpoint:
     org_id: str | None
     url: str
     keys: tuple[SigningKey, ...]
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     timeout: timedelta
     gone_disables: bool = True
 
@@ -50,7 +50,7 @@ class Work:
     event_id: int
     type: str
     occurred_at: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     attempt: int
     body_format: int
     endpoint: Endpoint

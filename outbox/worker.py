@@ -97,7 +97,6 @@ class Worker:
         self._gone: dict[int, str] = {}
         self._running: dict[UUID, _Running] = {}
         self._stopping = False
-        self.polled_at: float | None = None
         self.stale = 0
 
     # -- coming in ------------------------------------------------------------------------------
@@ -205,7 +204,6 @@ class Worker:
         # Only now: a failed statement leaves the leases here to be tried again.
         del self._arrived[: len(leases)]
         self._budget.taken(len(leases))
-        self.polled_at = self._clock()
         if len(taken) < len(leases):
             self.stale += len(leases) - len(taken)
             self._budget.free(len(leases) - len(taken))
@@ -349,7 +347,6 @@ class Worker:
             ours = await attempts.settle([replace(one, detail=None) for one in batch])
         # Only now: after a lost connection the batch is settled again, and the token tells.
         del self._ended[: len(batch)]
-        self.polled_at = self._clock()
         self._budget.free(len(batch))
         lost = len(batch) - len(ours)
         self.stale += lost

@@ -3,8 +3,8 @@
 -- Runs under the dispatch lock. A loose scan visits at most `lanes_max` lanes that hold scheduled
 -- work, from `lane_from` on; first attempts go before retries, and retries hold at most three
 -- quarters of a lane's permits, so that a storm of them leaves room for fresh events. What is
--- past its age or expiry is left to bury_overdue.sql, what belongs to a paused or disabled
--- destination to hold_due.sql.
+-- past its age or expiry, or belongs to a paused, disabled or removed destination, is left to
+-- tend_due.sql.
 --
 -- now         timestamptz or null
 -- lanes_max   int
