@@ -49,13 +49,6 @@ def broker_namespace(connection: psycopg.Connection[Any]) -> str:
     return str(row[0])
 
 
-async def check_identity_async(connection: psycopg.AsyncConnection[Any], instance: str) -> None:
-    """`check_identity` on an async connection, for the start of a daemon."""
-    with translated():
-        row = await (await connection.execute(statement("identity"))).fetchone()
-    _judge(_identity(row), instance)
-
-
 def adopt(url: str, instance: str) -> Adopted:
     """Make a copied database an installation of its own, named `instance`.
 

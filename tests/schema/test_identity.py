@@ -18,7 +18,6 @@ from outbox.store.identity import (
     Adopted,
     adopt,
     check_identity,
-    check_identity_async,
     release_adopted,
 )
 
@@ -32,16 +31,9 @@ def rows(url: str, query: str, *params: object) -> list[tuple[Any, ...]]:
 
 
 def check(url: str, instance: str = "default") -> None:
-    """Both variants, as the daemon's role."""
+    """As the daemon's role."""
     with connect(f"{url}?options=-crole%3Doutbox_daemon") as connection:
         check_identity(connection, instance)
-    asyncio.run(check_async(url, instance))
-
-
-async def check_async(url: str, instance: str) -> None:
-    connection = await connect_hot(f"{url}?options=-crole%3Doutbox_daemon", "test")
-    async with connection.raw:
-        await check_identity_async(connection.raw, instance)
 
 
 def copy(url: str, make: Make) -> str:
