@@ -1,9 +1,9 @@
 """Retention: turns the ring of slots and empties what is past its time.
 
-The log and the journal live in eight slots. One is written; after a sixth of the retention time the
-next one is. A slot whose last row is past retention is emptied by TRUNCATE, oldest first; what is
-still owed then (unrouted, live, dead) is carried to the newest slot before, with a fact that holds
-its whole state.
+The log, the journal and the e-mails live in eight slots. One is written; after a sixth of the
+retention time the next one is. A slot whose last row is past retention is emptied by TRUNCATE,
+oldest first; what is still owed then (unrouted, live, dead) is carried to the newest slot before,
+with a fact that holds its whole state.
 
 Promises: captured writes never wait. They lock the parent tables and the slot they write, which is
 never the one emptied. A slot that a long transaction still touches is left for the next time,
@@ -24,9 +24,10 @@ from typing import Any
 from psycopg import errors as pg
 
 from outbox.store.connect import HotConnection
-from outbox.store.statements import statement
 
 SLOTS = 8
+SLOTTED = ("event", "journal", "email", "email_recipient")
+"""The tables that live in the ring."""
 TURNS = SLOTS - 2
 """Turns in one retention time: one slot is written, one is kept empty."""
 
@@ -97,6 +98,10 @@ class Tended:
     purged: int = 0
 
 
+def _tables(slot: int) -> str:
+    return ", ".join(f"outbox.{table}_{slot}" for table in SLOTTED)
+
+
 class _Blocked(Exception):
     """The slot cannot be emptied now."""
 
@@ -115,6 +120,7 @@ class _Retention:
     def __init__(
         self, connection: HotConnection, config: RetentionConfig, now: datetime | None
     ) -> None:
+        self._connection = connection
         self._raw = connection.raw
         self._config = config
         self._now = now
@@ -122,7 +128,9 @@ class _Retention:
 
     async def tend(self) -> Tended:
         discarded = await self._drain("discard_dead", keep_s=self._config.dead_keep.total_seconds())
-        purged = await self._drain("purge_dedupe") + await self._drain("purge_secrets")
+        purged = 0
+        for name in ("purge_dedupe", "purge_secrets", "purge_key_use", "purge_progress"):
+            purged += await self._drain(name)
         cleared: list[int] = []
         blocked = None
         for slot in (await self._ring()).expired(self._config.keep):
@@ -136,7 +144,7 @@ class _Retention:
         return Tended(turned_to, tuple(cleared), blocked, self._carried, discarded, purged)
 
     async def _one(self, name: str, **params: Any) -> tuple[Any, ...]:
-        cursor = await self._raw.execute(statement(name), {"now": self._now, **params})
+        cursor = await self._connection.send(name, {"now": self._now, **params})
         row = await cursor.fetchone()
         assert row is not None
         return row
@@ -187,9 +195,8 @@ class _Retention:
                 return False
             await self._lock(slot)
             carried = await self._carry_rest(slot)
-            tables = f"outbox.event_{slot}, outbox.journal_{slot}"
-            await self._raw.execute(f"TRUNCATE ONLY {tables}".encode())
-            await self._raw.execute(statement("ring_close"), {"slot": slot})
+            await self._raw.execute(f"TRUNCATE ONLY {_tables(slot)}".encode())
+            await self._connection.send("ring_close", {"slot": slot})
         self._carried += carried
         return True
 
@@ -202,7 +209,8 @@ class _Retention:
                 raise _Blocked
 
     async def _holders(self, slot: int) -> set[str]:
-        (holders,) = await self._one("slot_holders", tables=[f"event_{slot}", f"journal_{slot}"])
+        tables = [f"{table}_{slot}" for table in SLOTTED]
+        (holders,) = await self._one("slot_holders", tables=tables)
         return set(holders)
 
     async def _lock(self, slot: int) -> None:
@@ -210,8 +218,9 @@ class _Retention:
         timeout_ms = max(1, int(self._config.lock_timeout.total_seconds() * 1000))
         await self._raw.execute("SET LOCAL outbox.retention = 'on'")
         await self._raw.execute(f"SET LOCAL lock_timeout = {timeout_ms}".encode())
-        tables = f"outbox.event_{slot}, outbox.journal_{slot}"
-        await self._raw.execute(f"LOCK TABLE ONLY {tables} IN ACCESS EXCLUSIVE MODE".encode())
+        await self._raw.execute(
+            f"LOCK TABLE ONLY {_tables(slot)} IN ACCESS EXCLUSIVE MODE".encode()
+        )
 
     async def _carry_most(self, slot: int) -> None:
         """Carry in short transactions, while everybody else goes on."""
