@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import idna
 
 from outbox.errors import DestinationRefused
+from outbox.settings import Settings
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -96,6 +97,16 @@ class EgressPolicy:
         if self.ports:
             return self.ports
         return frozenset({80, 443}) if self.allow_http else frozenset({443})
+
+
+def policy_of(settings: Settings) -> EgressPolicy:
+    """What the operator allows."""
+    return EgressPolicy(
+        allow_cidrs=settings.egress_allow_cidrs,
+        allow_http=settings.egress_allow_http,
+        ports=settings.egress_ports,
+        ca_file=settings.ca_file,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,22 +10,29 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from uuid import UUID
 
 from outbox.errors import DestinationRefused, UsageError
 from outbox.outcome import Kind, Outcome
+from outbox.settings import Settings
 from outbox.signature import sign
 from outbox.work import Endpoint, Work
 from processors.connection import Response
-from processors.egress import Destination, EgressPolicy, parse_destination
+from processors.egress import Destination, EgressPolicy, parse_destination, policy_of
 from processors.failures import OURS, RequestFailed
 from processors.http import HttpClient, header_line, request_head
+from processors.kinds import Kind as KindOfDestination
 from processors.rawjson import members
+from processors.resolver import CaresResolver
 
 BODY_STANDARD = 1
 BODY_DATABASE_WEBHOOK = 2
@@ -50,6 +57,7 @@ _RESERVED = frozenset(
         "upgrade",
     }
 )
+_GENERATION = ("outbox-generation", "outbox-original-id")
 _RESERVED_STARTS = ("webhook-", "proxy-", "outbox-")
 _OPERATIONS = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE"})
 _DIGITS = re.compile(r"[0-9]{1,18}")
@@ -84,19 +92,24 @@ class WebhookProcessor:
     async def __call__(self, work: Work, deadline: float) -> Outcome:
         """Make one attempt. `deadline` is a loop time; the endpoint's timeout bounds it too."""
         started = asyncio.get_running_loop().time()
-        until = min(deadline, started + work.endpoint.timeout.total_seconds())
+        until = min(deadline, started + work.destination.timeout.total_seconds())
         try:
-            prepared = self._prepare(work.endpoint)
-            body = build_body(work)
-            head = prepared.head + self._varying_headers(work, body)
-            response = await self._client.post(prepared.destination, head, body, until)
+            destination, head, body = self.request(work)
+            response = await self._client.post(destination, head, body, until)
         except DestinationRefused as refusal:
             return Outcome(Kind.DENIED, "denied_target", detail={"error": str(refusal)})
         except UsageError as error:
             return Outcome(Kind.DENIED, "bad_header", detail={"error": str(error)})
         except RequestFailed as failure:
             return _from_failure(failure, asyncio.get_running_loop().time() - started)
-        return self._from_response(response, work.endpoint)
+        return self._from_response(response, work.destination)
+
+    def request(self, work: Work) -> tuple[Destination, bytes, bytes]:
+        """Where an attempt goes, its headers signed now, its body. Raises DestinationRefused or
+        UsageError."""
+        prepared = self._prepare(work.destination)
+        body = build_body(work)
+        return prepared.destination, prepared.head + self._varying_headers(work, body), body
 
     def _prepare(self, endpoint: Endpoint) -> _Prepared:
         prepared = self._prepared.get(endpoint.id)
@@ -118,11 +131,13 @@ class WebhookProcessor:
     def _varying_headers(self, work: Work, body: bytes) -> bytes:
         message_id = str(work.delivery_id)
         timestamp = int(self._clock())
-        signature = sign(work.endpoint.keys, message_id, timestamp, body)
+        signature = sign(work.destination.keys, message_id, timestamp, body)
         lines = (
             f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\n"
             f"webhook-signature: {signature}\r\n"
         ).encode("ascii")
+        if work.generation:
+            lines += _generation_headers(work.generation, work.original_id)
         return lines if not work.headers else lines + _event_headers(work.headers)
 
     def _from_response(self, response: Response, endpoint: Endpoint) -> Outcome:
@@ -227,13 +242,20 @@ def _event_headers(headers: Mapping[str, str]) -> bytes:
     an event must not be able to break, or to shape, the request."""
     lines = []
     for name, value in headers.items():
-        if not name.lower().startswith("outbox-"):
+        if not name.lower().startswith("outbox-") or name.lower() in _GENERATION:
             continue
         try:
             lines.append(_header_line(name, value))
         except UsageError:
             continue
     return b"".join(lines)
+
+
+def _generation_headers(generation: int, original_id: UUID | None) -> bytes:
+    """What tells a re-emitted event from a new one: its key is new, this was the first."""
+    return f"outbox-generation: {generation}\r\noutbox-original-id: {original_id}\r\n".encode(
+        "ascii"
+    )
 
 
 def _header_line(name: str, value: str) -> bytes:
@@ -270,3 +292,26 @@ def _version() -> str:
         return version("outboxd")
     except PackageNotFoundError:  # run from a source tree that is not installed
         return "0"
+
+
+# -- the kind -------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_webhooks(settings: Settings) -> AsyncIterator[dict[str, WebhookProcessor]]:
+    """The webhook processor over a client of its own."""
+    policy = policy_of(settings)
+    resolver = CaresResolver()
+    client = HttpClient(policy, resolver)
+    try:
+        yield {"webhook": WebhookProcessor(client, policy, time.time)}
+    finally:
+        client.close()
+        resolver.close()
+
+
+def _refuse(_settings: Settings, _config: Mapping[str, Any]) -> dict[str, Any]:
+    raise UsageError("a webhook goes to an endpoint: give --endpoint, and no --config")
+
+
+KIND = KindOfDestination(open=open_webhooks, check=_refuse)
