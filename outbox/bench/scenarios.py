@@ -1,0 +1,158 @@
+"""What can be measured: the names, the goals, how long each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from outbox.bench import capture, deliveries, idle, latency
+from outbox.bench.report import Found, Goal, Result, machine
+from outbox.bench.rig import Asked, Rig, Specify, open_rig
+from outbox.errors import NotFound
+
+CORES = 4
+"""The goals are for so many cores, with everything on one machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One thing to measure. `about_s` and `about_s_quick` say how long it takes on a machine that
+    reaches the goal; ten times as long, and it is given up. `broker`: does it need one?"""
+
+    name: str
+    about: str
+    goal: Goal
+    run: Callable[[Rig, Goal], Found]
+    about_s: int
+    about_s_quick: int
+    broker: bool = True
+
+    def limit_s(self, asked: Asked) -> float:
+        """When it is given up."""
+        about_s = self.about_s_quick if asked.quick else self.about_s
+        return 10.0 * (about_s + 2 * (asked.seconds or 0.0)) + 120.0
+
+
+def _webhooks(workers: int) -> Callable[[Rig, Goal], Found]:
+    return lambda rig, goal: deliveries.webhooks(rig, goal, workers)
+
+
+SCENARIOS = (
+    Scenario(
+        "webhooks-1",
+        "signed webhooks of 1 kB, one relay and one worker process",
+        Goal(9_400, "webhooks/s"),
+        _webhooks(1),
+        about_s=40,
+        about_s_quick=15,
+    ),
+    Scenario(
+        "webhooks-4",
+        "the same with four worker processes",
+        Goal(17_500, "webhooks/s"),
+        _webhooks(4),
+        about_s=40,
+        about_s_quick=15,
+    ),
+    Scenario(
+        "noop-1",
+        "a processor that does nothing, one worker process",
+        Goal(15_000, "deliveries/s"),
+        deliveries.noop,
+        about_s=40,
+        about_s_quick=15,
+    ),
+    Scenario(
+        "latency",
+        "p99 from commit to receiver at 100 events a second, through Redis",
+        Goal(15, "ms", at_least=False),
+        lambda rig, goal: latency.latency(rig, goal, p50_ms=5.0),
+        about_s=60,
+        about_s_quick=15,
+    ),
+    Scenario(
+        "latency-memory",
+        "the same in one process, without a broker",
+        Goal(10, "ms", at_least=False),
+        lambda rig, goal: latency.latency(rig, goal, p50_ms=3.5),
+        about_s=60,
+        about_s_quick=15,
+        broker=False,
+    ),
+    Scenario(
+        "idle",
+        "processor time of a daemon that has nothing to do, in percent of a core",
+        Goal(1, "% of a core", at_least=False),
+        idle.idle,
+        about_s=45,
+        about_s_quick=15,
+    ),
+    Scenario(
+        "capture-commit",
+        "commits a second of one-row inserts by 16 clients, with capture against without",
+        Goal(0.75, "of the rate without capture"),
+        capture.commits,
+        about_s=70,
+        about_s_quick=15,
+        broker=False,
+    ),
+    Scenario(
+        "capture-bulk",
+        "rows a second of 1,000-row inserts by one client, with capture against without",
+        Goal(0.30, "of the rate without capture"),
+        capture.bulk,
+        about_s=70,
+        about_s_quick=15,
+        broker=False,
+    ),
+    Scenario(
+        "broadcast",
+        "broadcasts as rows of realtime.messages, the daemon alone",
+        Goal(20_000, "messages/s"),
+        deliveries.broadcast,
+        about_s=40,
+        about_s_quick=15,
+        broker=False,
+    ),
+    Scenario(
+        "mail",
+        "e-mail of two parts, one worker process, a server that takes all at once",
+        Goal(1_000, "messages/s"),
+        deliveries.mail,
+        about_s=45,
+        about_s_quick=15,
+    ),
+    Scenario(
+        "pdf",
+        "one-page invoices rendered and stored, one worker process with its children",
+        Goal(120, "documents/s"),
+        deliveries.pdf,
+        about_s=60,
+        about_s_quick=25,
+    ),
+)
+
+
+def find_scenario(name: str) -> Scenario:
+    """The scenario of a name. Raises NotFound."""
+    for scenario in SCENARIOS:
+        if scenario.name == name:
+            return scenario
+    known = ", ".join(one.name for one in SCENARIOS)
+    raise NotFound(f"there is no scenario {name!r}; there are {known}")
+
+
+def run_scenario(scenario: Scenario, asked: Asked, specify: Specify, version: str) -> Result:
+    """Measure one. Raises OutboxError with one line where it cannot be."""
+    conditions: dict[str, Any] = {
+        "form": "full" if asked.full else "quick" if asked.quick else "as asked",
+        "machine": machine(),
+        "goal_is_for_cores": CORES,
+        "outbox": version,
+    }
+    limit_s = scenario.limit_s(asked)
+    with open_rig(asked, specify, broker=scenario.broker, limit_s=limit_s) as rig:
+        conditions |= rig.conditions()
+        found = scenario.run(rig, scenario.goal)
+    return Result(scenario.name, scenario.goal, found, conditions)

@@ -1,0 +1,118 @@
+"""Measures every scenario and writes the table of docs/bench.md: `make bench-table`.
+
+`python -m tests.bench.table [OPTION OF THE BENCH...]`. A scenario that fails stands in the table
+with what it said.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from outbox.bench.report import number
+from outbox.bench.scenarios import SCENARIOS, Scenario
+
+PAGE = Path(__file__).parents[2] / "docs" / "bench.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+HEAD = "| scenario | value | goal | met | runs, and their extremes | beside it |"
+RULE = "|---|---|---|---|---|---|"
+
+
+def measure(scenario: Scenario, options: list[str]) -> dict[str, Any]:
+    """The document of one scenario, or `error`."""
+    command = [sys.executable, "-P", "-m", "cli", "bench", scenario.name, "--json", *options]
+    done = subprocess.run(command, check=False, capture_output=True)
+    if done.returncode:
+        return {"error": done.stderr.decode().strip().splitlines()[-1]}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def row(scenario: Scenario, found: dict[str, Any]) -> str:
+    """One line of the table."""
+    if "error" in found:
+        return f"| `{scenario.name}` | {found['error']} | {scenario.goal.text} | no | | |"
+    value = f"{number(found['value'])} {found['unit']}"
+    met = "yes" if found["met"] else "no"
+    return (
+        f"| `{scenario.name}` | {value} | {scenario.goal.text} | {met} |"
+        f" {spread_of(found)} | {beside(found['detail'])} |"
+    )
+
+
+def spread_of(found: dict[str, Any]) -> str:
+    """How many runs there were, and their extremes."""
+    detail = found["detail"]
+    for key in ("drain_per_s", "p99_ms", "ratio"):
+        if key in detail:
+            runs = found["conditions"]["runs"]
+            return f"{runs}: {number(detail[key]['min'])} to {number(detail[key]['max'])}"
+    return str(found["conditions"]["runs"])
+
+
+def beside(detail: dict[str, Any]) -> str:
+    """What else was seen."""
+    told = []
+    if steady := detail.get("sustained"):
+        grows = (
+            "holds" if steady["holds"] else f"grows by {number(steady['backlog_growth_per_s'])}/s"
+        )
+        told.append(f"at {number(steady['offered_per_s'])}/s the backlog {grows}")
+    if cpu := detail.get("cpu_us_each"):
+        told.append("CPU us each: " + ", ".join(f"{k} {number(v)}" for k, v in cpu.items()))
+    if memory := detail.get("rss_mb_max"):
+        told.append("MB: " + ", ".join(f"{k} {number(v)}" for k, v in memory.items() if v))
+    if alone := detail.get("pool_alone"):
+        told.append(
+            f"children alone {number(alone['one_page_per_s'])}/s,"
+            f" 50 lines p50 {number(alone['rows_50_ms']['p50'])} ms"
+        )
+    if half := detail.get("p50_ms"):
+        told.append(f"p50 {number(half['median'])} ms (goal {number(half['goal'])})")
+    if counted := detail.get("statements_per_s"):
+        told.append(f"{number(counted['daemon'])} statements/s (goal < {number(counted['goal'])})")
+    if "asleep_per_s" in detail:
+        told.append(
+            f"{number(detail['with_capture_per_s']['median'])}/s against"
+            f" {number(detail['without_per_s']['median'])}/s;"
+            f" {number(detail['asleep_per_s'])}/s while every commit rings"
+        )
+    return "; ".join(told)
+
+
+def main(options: list[str]) -> None:
+    """Measure all, one after the other, and write the table."""
+    found = {}
+    for scenario in SCENARIOS:
+        found[scenario] = measure(scenario, options)
+        print(row(scenario, found[scenario]), flush=True)  # noqa: T201 (whoever waits wants to see)
+    good = [one["conditions"] for one in found.values() if "error" not in one]
+    table = [heading(good), "", HEAD, RULE, *(row(*one) for one in found.items())]
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    text = "\n".join([before + BEGIN, *table, END]) + rest.partition(END)[2]
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def heading(conditions: list[dict[str, Any]]) -> str:
+    """What holds for the whole table."""
+    if not conditions:
+        return "Nothing could be measured."
+    first = conditions[0]
+    machine, servers = first["machine"], first["servers"]
+    loads = [one["machine"]["load_before"] for one in conditions]
+    return (
+        f"{datetime.now().astimezone():%B %Y}, form `{first['form']}`: {machine['cores']} cores of"
+        f" {machine['cpu']}, {number(machine['memory_gb'])} GB, {platform.system()},"
+        f" Python {platform.python_version()}, outbox {first['outbox']},"
+        f" PostgreSQL {servers['postgresql']}; load of the machine before each:"
+        f" {min(loads)} to {max(loads)}."
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

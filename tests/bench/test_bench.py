@@ -1,0 +1,190 @@
+"""`outbox bench` as people run it, in its shortest form: what it prints and what it leaves. Never a
+rate: it is the counts that must be right."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from psycopg.rows import scalar_row
+
+import cli
+from outbox.bench.books import Counts
+from outbox.bench.report import Found, Goal, Result, percentile, slope, spread
+from outbox.bench.scenarios import SCENARIOS
+from outbox.embedded import EmbeddedPostgres
+from outbox.errors import LossDetected, OutboxError
+from tests.servers import PeerPostgres
+
+COMMAND = [sys.executable, "-P", "-m", "cli", "bench"]
+SHORT = ("--runs", "1", "--seconds", "0.5", "--json")
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files, which the servers' account may enter."""
+    with TemporaryDirectory(prefix="b") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def run(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path), **environ},
+    )
+
+
+def measured(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """The document of a short run, its shape checked; nothing may lie about afterwards."""
+    done = run(tmp_path, *arguments, *SHORT)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert list(found) == "scenario value unit goal met conditions detail".split()
+    assert found["scenario"] == arguments[0]
+    assert found["value"] > 0
+    assert isinstance(found["met"], bool)
+    conditions = found["conditions"]
+    assert conditions["form"] == "as asked"
+    assert {"machine", "servers", "postgresql", "payload_bytes", "batch"} <= conditions.keys()
+    assert {"runs", "duration_s", "processes", "outbox"} <= conditions.keys()
+    assert conditions["postgresql"]["synchronous_commit"] == "on"
+    return found
+
+
+def databases(server: EmbeddedPostgres | PeerPostgres) -> list[str]:
+    with psycopg.connect(server.url("postgres"), row_factory=scalar_row) as connection:
+        query = "SELECT datname FROM pg_database WHERE datname LIKE 'outbox_bench_%'"
+        return connection.execute(query).fetchall()
+
+
+def test_each_message_is_counted_and_a_server_that_is_given_is_left_as_it_was(
+    postgres: EmbeddedPostgres | PeerPostgres, scratch: Path
+) -> None:
+    given = ("--database-url", postgres.url("postgres"))
+    found = measured(scratch, "mail", "--events", "40", *given)
+    counts = found["detail"]["counts"]
+    assert counts["written"] == counts["received"] > 80
+    assert counts["duplicates"] == counts["failed_attempts"] == 0
+    assert {"offered_per_s", "backlog_growth_per_s", "holds"} <= found["detail"]["sustained"].keys()
+    conditions = found["conditions"]
+    assert conditions["events"] == 40
+    assert conditions["servers"]["postgresql"].endswith("given")
+    assert conditions["servers"]["redis"].endswith("embedded")
+    assert databases(postgres) == []
+    assert list(scratch.iterdir()) == []
+
+
+def test_without_a_name_it_lists_what_can_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["scenario"] for one in told] == [one.name for one in SCENARIOS]
+    assert cli.main(["bench"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(SCENARIOS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nothing",), 9, "there is no scenario 'nothing'"),
+        (("mail", "--broker-url", "amqp://127.0.0.1"), 2, "--broker-url must be a redis:// URL"),
+        (("mail", "--database-url", "postgresql://127.0.0.1:1/x"), 4, "not available"),
+        (("mail", "--database-url", "host=127.0.0.1"), 3, "must be a URL"),
+        (("mail", "--config", "x.toml"), 2, "takes no --config"),
+    ],
+)
+def test_mistakes_are_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert cli.main(["bench", *arguments]) == code
+    told = [one for one in capsys.readouterr().err.splitlines() if one.startswith("Error: ")]
+    assert len(told) == 1
+    assert words in told[0]
+
+
+def test_an_interrupt_leaves_nothing_behind(scratch: Path) -> None:
+    """Ctrl-C, once everything runs, all of it embedded."""
+    with subprocess.Popen(
+        [*COMMAND, "idle"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(scratch)},
+        start_new_session=True,
+    ) as bench:
+        inside = psutil.Process(bench.pid)
+        while not any("worker" in " ".join(_line(one)) for one in inside.children()):
+            assert bench.poll() is None
+        children = inside.children(recursive=True)
+        bench.send_signal(signal.SIGINT)
+        assert bench.wait() == 130
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert len(gone) >= 7  # two servers and their guardians, receiver, relay, worker
+    assert list(scratch.iterdir()) == []
+
+
+def _line(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+# -- arithmetic -----------------------------------------------------------------------------------
+
+
+def test_counts_that_do_not_balance_are_a_loss() -> None:
+    Counts(10, 1.0, 10, 0, 0, None, 0.0).balance(10)
+    for events, delivered in ((9, 9), (10, 9)):
+        with pytest.raises(LossDetected):
+            Counts(events, 1.0, delivered, 0, 0, None, 0.0).balance(10)
+    with pytest.raises(OutboxError, match="1 of 10 deliveries are dead: refused"):
+        Counts(10, 1.0, 9, 0, 1, "refused", 0.0).balance(10)
+
+
+def test_a_backlog_that_grows_has_its_slope() -> None:
+    assert slope([(0.0, 5.0), (1.0, 15.0), (2.0, 25.0)]) == 10
+    assert slope([(0.0, 5.0), (1.0, 5.0)]) == 0
+    assert slope([]) == slope([(1.0, 2.0)]) == 0
+
+
+def test_the_spread_names_median_and_extremes() -> None:
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2, "min": 1, "max": 3, "all": [3, 1, 2]}
+    assert [percentile([4.0, 1.0, 3.0, 2.0], share) for share in (0.5, 0.99)] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("goal", "value", "holds", "met"),
+    [
+        (Goal(10, "x/s"), 10, True, True),
+        (Goal(10, "x/s"), 9.9, True, False),
+        (Goal(10, "x/s"), 11, False, False),
+        (Goal(10, "ms", at_least=False), 10, True, True),
+        (Goal(10, "ms", at_least=False), 10.1, True, False),
+    ],
+)
+def test_a_goal_is_met_by_its_number_and_by_what_belongs_to_it(
+    goal: Goal, value: float, holds: bool, met: bool
+) -> None:
+    result = Result("one", goal, Found(value, holds, {}, {"a": {"b": [1, None, True]}}))
+    assert result.document()["met"] is met
+    assert f"goal {goal.text}: {'met' if met else 'not met'}" in result.lines()[0]
+    assert "  a.b  1 - yes" in result.lines()
