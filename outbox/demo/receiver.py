@@ -21,6 +21,7 @@ import httptools
 import orjson
 
 from outbox.demo.scene import ROLLED_BACK
+from outbox.demo.told import listening, tell
 
 TELL_S = 0.1
 REPORT_ROWS = 500
@@ -181,9 +182,8 @@ async def serve() -> None:
     loop = asyncio.get_running_loop()
     mailboxes: dict[str, Mailbox] = {}
     server = await loop.create_server(lambda: Http(mailboxes), "127.0.0.1", 0, backlog=BACKLOG)
-    _tell({"port": server.sockets[0].getsockname()[1]})
-    reader = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    tell({"port": server.sockets[0].getsockname()[1]})
+    reader = await listening()
     telling = asyncio.create_task(_tell_often(mailboxes))
     while line := await reader.readline():
         told = json.loads(line)
@@ -191,7 +191,7 @@ async def serve() -> None:
             box = Mailbox(verifier(one["secret"]), one["mood"], one["mood_s"])
             mailboxes[one["path"]] = box
         if told.get("open"):
-            _tell({"opened": len(mailboxes)})
+            tell({"opened": len(mailboxes)})
         if told.get("report"):
             _report(mailboxes)
     telling.cancel()
@@ -203,7 +203,7 @@ async def serve() -> None:
 async def _tell_often(mailboxes: dict[str, Mailbox]) -> None:
     while True:
         await asyncio.sleep(TELL_S)
-        _tell({"counts": {path: box.shown() for path, box in mailboxes.items()}})
+        tell({"counts": {path: box.shown() for path, box in mailboxes.items()}})
 
 
 def _report(mailboxes: dict[str, Mailbox]) -> None:
@@ -213,13 +213,8 @@ def _report(mailboxes: dict[str, Mailbox]) -> None:
         for webhook_id, one in box.seen.items()
     ]
     for start in range(0, len(rows), REPORT_ROWS):
-        _tell({"seen": rows[start : start + REPORT_ROWS]})
-    _tell({"counts": {path: box.shown() for path, box in mailboxes.items()}, "reported": True})
-
-
-def _tell(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+        tell({"seen": rows[start : start + REPORT_ROWS]})
+    tell({"counts": {path: box.shown() for path, box in mailboxes.items()}, "reported": True})
 
 
 def main() -> None:

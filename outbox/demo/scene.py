@@ -66,7 +66,43 @@ DESTINATIONS = (
         concurrency=64,
     ),
 )
+INVOICE_EVERY = 20
+"""Of the orders that a session sees paid, one in so many gets an invoice."""
+INVOICES = ("invoice.issued",)
+INVOICE = {
+    "template": "outbox:invoice",
+    "filename": "invoice-{{ event.data.number }}.pdf",
+}
+"""What becomes of an invoice: the configuration of the subscription that renders it."""
+
+LETTERS = ("outbox.document.rendered",)
+LETTER = {
+    "from": "{{ event.data.source.data.seller.name }} <billing@shop.example.com>",
+    "to": "{{ event.data.source.data.customer.email }}",
+    "subject": "Your invoice {{ event.data.source.data.number }}",
+    "text": "Dear {{ event.data.source.data.customer.name }},\n\nyour invoice is attached.\n",
+    "attachments": [{"artifact": "{{ event.data.artifact.sha256 }}"}],
+}
+"""And of the document: the configuration of the subscription that mails it."""
+
 ORGS = tuple(dict.fromkeys(one.org for one in DESTINATIONS))
+
+TOPICS = "orders"
+BROADCASTS = ("orders.*", *LETTERS)
+BROADCAST = {"topic": f"{TOPICS}:{{org_id}}", "include": ["status", "total", "artifact"]}
+"""What an organization's screens are told: the configuration of its subscription."""
+
+WATCHED = ORGS[:2]
+"""The organizations whose orders the page shows side by side."""
+REPLAYED = 25
+"""How many past messages the page asks for, which is as many as Realtime gives."""
+TRICKLE_PER_S = 2.0
+"""Orders a second that still come in once all is counted, for who looks on."""
+
+
+def topic_of(org: str) -> str:
+    """The channel of an organization."""
+    return f"{TOPICS}:{org}"
 
 
 def pace(orders: int) -> float:

@@ -17,7 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from outbox.demo.scene import ORGS, ROLLED_BACK, pace
+from outbox.demo.scene import INVOICE_EVERY, ORGS, ROLLED_BACK, pace
+from outbox.demo.told import tell
 from outbox.store.connect import connect
 
 SCHEMA = """
@@ -46,8 +47,20 @@ CREATE TABLE shop.order_items (
     price    numeric(12, 2) NOT NULL,
     PRIMARY KEY (order_id, position)
 );
+CREATE TABLE shop.members (
+    user_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    org     text NOT NULL
+);
 """
 TABLES = ("shop.customers", "shop.orders", "shop.order_items")
+MEMBERS = """
+ALTER TABLE shop.members ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON shop.members FOR SELECT TO authenticated USING (user_id = auth.uid());
+GRANT USAGE ON SCHEMA shop TO authenticated;
+GRANT SELECT ON shop.members TO authenticated;
+SELECT outbox.install_realtime_policies('orders', 'shop.members', 'user_id', 'org');
+"""
+"""Who may listen to which channel: members to that of their organization."""
 
 CUSTOMERS_PER_ORG = 5
 TELL_S = 0.1
@@ -85,6 +98,19 @@ class Board:
         }
 
 
+ISSUE = """
+SELECT outbox.emit('invoice.issued', json_build_object(
+    'number', 'R-' || o.id, 'currency', 'EUR', 'seller', json_build_object('name', initcap(o.org)),
+    'customer', json_build_object('name', c.name, 'email', c.email),
+    'items', (SELECT json_agg(json_build_object('description', i.product, 'tax_rate', 19,
+        'quantity', i.quantity, 'unit_price', i.price) ORDER BY i.position)
+        FROM shop.order_items i WHERE i.order_id = o.id)),
+    org_id => o.org, subject => 'orders/' || o.id)
+FROM shop.orders o JOIN shop.customers c ON c.id = o.customer_id WHERE o.id = %s
+"""
+"""An event of the application's own, in the transaction that pays."""
+
+
 class Session:
     """One application session: places orders, pays some, cancels some, thinks again at times."""
 
@@ -95,6 +121,7 @@ class Session:
         self._customers = customers
         self._board = board
         self._random = rng
+        self._paid = 0
 
     def write(self, orders: int, gap_s: float) -> None:
         """Write so many orders, one every `gap_s` seconds, and what happens to them afterwards."""
@@ -145,10 +172,15 @@ class Session:
         return row[0], len(items)
 
     def _pay(self, order_id: int) -> None:
-        done = self._connection.execute(
-            "UPDATE shop.orders SET status = 'paid' WHERE id = %s", [order_id]
-        )
-        self._board.add(changes=done.rowcount)
+        with self._connection.transaction():
+            done = self._connection.execute(
+                "UPDATE shop.orders SET status = 'paid' WHERE id = %s", [order_id]
+            )
+            invoiced = self._paid % INVOICE_EVERY == 0
+            if invoiced:
+                self._connection.execute(ISSUE, [order_id])
+        self._paid += 1
+        self._board.add(changes=done.rowcount + invoiced)
 
     def _cancel(self, order_id: int, items: int) -> None:
         with self._connection.transaction():
@@ -172,8 +204,12 @@ def add_customers(connection: Any, board: Board, rng: random.Random) -> dict[str
     return customers
 
 
-def open_shop(url: str, orders: int, sessions: int, seed: int, board: Board) -> None:
-    """Write `orders` orders by so many concurrent sessions. Errors end up on the board."""
+def open_shop(
+    url: str, orders: int, sessions: int, seed: int, board: Board, per_s: float | None = None
+) -> None:
+    """Write `orders` orders by so many concurrent sessions, `per_s` a second, which follows from
+    their number if not given. Errors end up on the board."""
+    gap_s = sessions / (per_s or pace(orders))
     with connect(url, autocommit=True) as connection:
         customers = add_customers(connection, board, random.Random(seed))  # noqa: S311 (a shop)
 
@@ -182,7 +218,7 @@ def open_shop(url: str, orders: int, sessions: int, seed: int, board: Board) -> 
             rng = random.Random(f"{seed}/{number}")  # noqa: S311 (a shop)
             with connect(url, autocommit=True) as connection:
                 connection.prepare_threshold = 5  # as an application's driver does
-                Session(connection, customers, board, rng).write(share, sessions / pace(orders))
+                Session(connection, customers, board, rng).write(share, gap_s)
         except Exception as error:  # noqa: BLE001 (told to the parent, which ends the demo)
             board.error = f"{type(error).__name__}: {error}"
 
@@ -202,7 +238,7 @@ def main() -> None:
 
     def work() -> None:
         try:
-            open_shop(task["url"], task["orders"], task["sessions"], task["seed"], board)
+            open_shop(**task, board=board)
         except Exception as error:  # noqa: BLE001 (the same)
             board.error = f"{type(error).__name__}: {error}"
 
@@ -210,13 +246,8 @@ def main() -> None:
     writing.start()
     while writing.is_alive():
         writing.join(TELL_S)
-        _tell(board.shown())
-    _tell({"error": board.error} if board.error else {**board.shown(), "done": True})
-
-
-def _tell(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+        tell(board.shown())
+    tell({"error": board.error} if board.error else {**board.shown(), "done": True})
 
 
 def _end_with_parent() -> None:

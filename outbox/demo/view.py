@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,8 +20,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from outbox.demo.hearing import Hearing
 from outbox.demo.ledger import Latency, Report
-from outbox.demo.scene import DESTINATIONS, SESSIONS, Destination, pace
+from outbox.demo.scene import DESTINATIONS, SESSIONS, WATCHED, Destination, pace
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKS_KEPT = 48
@@ -47,6 +48,7 @@ class Scoreboard:
     rolled_back: int = 0
     retrying: int = 0
     dead: int = 0
+    heard: int = 0
     receivers: dict[str, dict[str, Any]] = field(default_factory=dict)
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SPARKS_KEPT))
     began_at: float | None = None
@@ -84,6 +86,9 @@ class View(Protocol):
     def show(self, board: Scoreboard) -> None:
         """Show the present state; called a few times a second."""
 
+    def tell_page(self, url: str) -> None:
+        """Say once where orders are seen live."""
+
 
 class Silent:
     """Shows nothing."""
@@ -100,6 +105,9 @@ class Silent:
         return None
 
     def show(self, board: Scoreboard) -> None:  # noqa: ARG002 (there is nothing to show)
+        return None
+
+    def tell_page(self, url: str) -> None:  # noqa: ARG002 (the same)
         return None
 
 
@@ -125,6 +133,9 @@ class PlainLines(Silent):
         self._last, self._at = line, self._clock()
         self._console.print(line, highlight=False, soft_wrap=True)
 
+    def tell_page(self, url: str) -> None:
+        self._console.print(where_live(url), highlight=False, soft_wrap=True)
+
 
 class LiveView(Silent):
     """A panel that is drawn anew, gone when the demo ends."""
@@ -147,6 +158,15 @@ class LiveView(Silent):
     def show(self, board: Scoreboard) -> None:
         self._live.update(draw(board), refresh=True)
 
+    def tell_page(self, url: str) -> None:
+        self._live.console.print(where_live(url), highlight=False, soft_wrap=True)
+
+
+def where_live(url: str) -> Text:
+    """The line that says where the page is."""
+    watched = " and ".join(WATCHED)
+    return Text.assemble(f"orders of {watched} live, side by side: ", (url, f"bold link {url}"))
+
 
 def draw(board: Scoreboard) -> Panel:
     """The live view of one moment."""
@@ -160,6 +180,7 @@ def draw(board: Scoreboard) -> Panel:
     counts.add_row(
         _figure("events", board.changes, "cyan"),
         _figure("delivered", board.delivered, "green"),
+        _figure("on screens", board.heard, "green"),
         _figure("retrying", board.retrying, "yellow"),
         _figure("dead", board.dead, "red" if board.dead else "dim"),
         _figure("rolled back, not sent", board.rolled_back, "dim"),
@@ -220,7 +241,7 @@ def print_summary(console: Console, report: Report, *, seed: int, keeps: bool) -
     console.print()
     console.print(_figures(report), highlight=False)
     console.print()
-    latency = _latency(report.account.latency_ms, report.orders)
+    latency = _latency(report.account.latency_ms, report.screens_ms, report.orders)
     console.print(latency, highlight=False, soft_wrap=True)
     console.print()
     console.print(_stories(report), highlight=False)
@@ -256,19 +277,40 @@ def _figures(report: Report) -> Table:
             "verified by standardwebhooks",
             not report.forged,
         ),
+        (
+            report.documents,
+            f"invoices rendered as PDF, {report.emails:,} e-mails that came with one",
+            not report.followers_lost,
+        ),
+        *_heard(report.hearing),
         (report.rolled_back, "orders rolled back: no receiver saw them", report.phantoms == 0),
     ):
         table.add_row(Text(f"{value:,}", style="bold" if good else "bold red"), name)
     return table
 
 
-def _latency(latency: Latency, orders: int) -> Text:
+def _heard(hearing: Hearing) -> Iterator[tuple[int, str, bool]]:
+    settled = f"broadcasts settled, {hearing.received:,} heard on screens of their organization"
+    if hearing.cuts:
+        settled += f" ({hearing.cuts:,} connections were cut, and Realtime sends nothing twice)"
+    yield hearing.settled, settled, hearing.received == hearing.settled
+    crossed = hearing.crossed + hearing.admitted
+    tried = hearing.refused + hearing.admitted
+    refused = f"heard on another's; {hearing.refused} of {tried} tries to join its channel refused"
+    yield hearing.crossed, refused, crossed == 0
+
+
+def _latency(latency: Latency, screens: Latency, orders: int) -> Text:
     if latency.p50 is None or latency.p99 is None:
         return Text("no latency was measured")
-    return Text.assemble(
+    text = Text.assemble(
         f"Commit to healthy receiver, at {pace(orders):,.0f} orders a second: ",
         (f"p50 {latency.p50:,.0f} ms, p99 {latency.p99:,.0f} ms", "bold"),
     )
+    if screens.p50 is not None and screens.p99 is not None:
+        text.append("; to a screen: ")
+        text.append(f"p50 {screens.p50:,.0f} ms, p99 {screens.p99:,.0f} ms", "bold")
+    return text
 
 
 def _stories(report: Report) -> Table:
@@ -297,6 +339,6 @@ def _next_steps(seed: int) -> Text:
         ("Try next\n", "bold"),
         "  outbox demo --orders 10000     more of it\n",
         "  outbox demo --broker redis     through a real Redis\n",
-        "  outbox demo --keep             leaves it running: outbox status, psql, your own rows\n",
+        "  outbox demo --keep             leaves it running: the page, psql, your own rows\n",
         (f"This run's seed was {seed}; the README shows the same on your own database.", "dim"),
     )

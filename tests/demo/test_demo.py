@@ -11,20 +11,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import psutil
 import psycopg
 import pytest
+from websockets.sync.client import connect
 
 import cli
 from outbox.demo.ledger import Report
 from outbox.demo.run import Demo, Options
-from outbox.demo.scene import DESTINATIONS
+from outbox.demo.scene import DESTINATIONS, ORGS, WATCHED, topic_of
 from outbox.errors import LossDetected
 
 COMMAND = [sys.executable, "-P", "-m", "cli", "demo"]
 KEYS = (
-    "orders events deliveries delivered dead lost duplicates signatures_verified latency_ms seconds"
+    "orders events deliveries delivered dead lost duplicates signatures_verified documents emails"
+    " broadcasts latency_ms seconds"
 )
 
 
@@ -44,7 +48,7 @@ def in_process(options: Options) -> Report:
     async def done(report: Report, _settings: object) -> None:
         reports.append(report)
 
-    asyncio.run(Demo(options, cli.open_courier, cli.open_processors).run(done))
+    asyncio.run(Demo(options, cli.open_courier, cli.open_processors, cli._specify).run(done))
     return reports[0]
 
 
@@ -57,6 +61,10 @@ def test_every_order_arrives_signed_and_once(broker: str) -> None:
     assert found["orders"] == 200
     assert found["events"] > 400
     assert found["delivered"] == found["deliveries"] == found["signatures_verified"] > 200
+    assert found["documents"] == found["emails"] > 0
+    heard = found["broadcasts"]
+    assert heard["settled"] == heard["received"] > 200
+    assert heard["of_another_organization"] == 0
     assert (found["lost"], found["dead"], found["duplicates"]) == (0, 0, 0)
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"] < 1000 * found["seconds"]
 
@@ -73,6 +81,8 @@ def test_the_misbehaving_receivers_misbehave_and_recover() -> None:
         assert stories[one.label]["accepted"] > 0
     assert report.rolled_back > 0
     assert report.phantoms == report.missing_events == report.forged == 0
+    others = len(ORGS) - 1
+    assert (report.hearing.refused, report.hearing.admitted) == (len(ORGS) * others, 0)
 
 
 def test_a_delivery_that_vanishes_is_found_lost() -> None:
@@ -93,9 +103,9 @@ def test_a_delivery_that_vanishes_is_found_lost() -> None:
     assert caught.value.exit_code == 13
 
 
-def test_an_event_that_vanishes_before_routing_is_found_lost() -> None:
+def test_events_and_messages_that_vanish_are_found_lost() -> None:
     def steal(url: str) -> None:
-        """Make capture forget one kind of change, as a broken trigger would."""
+        """Make capture forget one kind of change, and the table of messages another."""
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(
                 "CREATE FUNCTION shop.forget() RETURNS trigger LANGUAGE plpgsql AS"
@@ -106,8 +116,15 @@ def test_an_event_that_vanishes_before_routing_is_found_lost() -> None:
                 " WHEN (NEW.type = 'orders.deleted') EXECUTE FUNCTION shop.forget()"
             )
 
+            connection.execute(
+                "CREATE TRIGGER forget BEFORE INSERT ON realtime.messages FOR EACH ROW"
+                " WHEN (NEW.event = 'orders.updated') EXECUTE FUNCTION shop.forget()"
+            )
+
     report = in_process(Options(orders=100, seed=7, behind_its_back=steal))
-    assert report.lost > 0
+    assert report.missing_events > 0
+    assert report.hearing.lost > 0
+    assert report.lost == report.missing_events + report.hearing.lost
     with pytest.raises(LossDetected):
         report.check()
 
@@ -129,7 +146,7 @@ def test_settings_of_other_installations_are_refused_and_the_environment_is_not_
 
 
 def test_without_the_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outbox.demo.run.find_spec", lambda _name: None)
+    monkeypatch.setattr("outbox.demo.opening.find_spec", lambda _name: None)
     monkeypatch.setattr(sys, "argv", ["outbox"])
     assert cli.main(["demo", "--orders", "5"]) == 3
 
@@ -186,6 +203,27 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
         time.sleep(0.01)
 
 
+def hears_live(page: str) -> None:
+    """Follow the link as a browser does: two organizations' topics, and orders still come in."""
+    way = urlsplit(page)
+    wrong = httpx.get(page + "x")
+    found = urlsplit(httpx.get(page).headers["location"])
+    assert (wrong.status_code, found.path) == (404, "/")
+    assert "side by side" in httpx.get(f"http://{way.netloc}/").text
+    watched = dict(one.rsplit("|", 1) for one in parse_qs(found.fragment)["watch"])
+    assert list(watched) == [topic_of(org) for org in WATCHED]
+    for topic, token in watched.items():
+        address = f"ws://{way.netloc}/realtime/v1/websocket?apikey={token}&vsn=2.0.0"
+        with connect(address, compression=None, proxy=None) as socket:
+            config = {"private": True, "broadcast": {"replay": {"since": 0, "limit": 1}}}
+            join = {"config": config, "access_token": token}
+            socket.send(json.dumps(["1", "1", f"realtime:{topic}", "phx_join", join]))
+            known: list[bytes | str] = []
+            # One comes again, the other is new.
+            while sum(isinstance(frame, bytes) for frame in known) < 2:
+                known.append(socket.recv(timeout=30))
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
@@ -209,7 +247,10 @@ def test_kept_it_runs_until_ctrl_c_and_others_can_use_it(
     process = started("--orders", "20", "--keep")
     assert process.stdout is not None
     exported: dict[str, str] = {}
+    page = ""
     for line in process.stdout:
+        if "/live/" in line:
+            page = line.split()[-1]
         if line.startswith("export "):
             exported |= dict(
                 part.split("=", 1) for part in line.removeprefix("export ").replace("'", "").split()
@@ -231,6 +272,7 @@ def test_kept_it_runs_until_ctrl_c_and_others_can_use_it(
             "SELECT FROM outbox.pending UNION ALL SELECT FROM outbox.delivery LIMIT 1"
         ).fetchone():
             time.sleep(0.01)
+    hears_live(page)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     wait_until_gone(children)

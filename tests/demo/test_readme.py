@@ -28,6 +28,10 @@ from sqlalchemy.orm import Session
 from standardwebhooks.webhooks import Webhook
 
 import outbox
+from outbox.secrets import KeyRing
+from outbox.store.connect import connect
+from outbox.store.endpoints import EndpointSpec, add_endpoint
+from outbox.store.subscriptions import Rule
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -128,6 +132,29 @@ def test_the_lines_for_ones_own_database_work_as_they_stand(
         event = Webhook(secret).verify(body, headers)
         assert event["type"] == "orders.inserted"
         assert event["data"]["record"] == {"id": 1, "org_id": "acme", "status": "new"}
+
+
+def test_the_lines_for_when_something_went_wrong_work_as_they_stand(
+    database: str, tmp_path: Path
+) -> None:
+    programs(tmp_path)
+    with connect(database, autocommit=True) as connection:
+        spec = EndpointSpec("https://hooks.example.com/", "acme", Rule(("*",)))
+        assert add_endpoint(connection, spec, KeyRing([b"k" * 32])).id == 1
+    [script] = blocks("sh")
+    for line in script.splitlines():
+        environ = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("OUTBOX_")},
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "OUTBOX_DATABASE_URL": database,
+        }
+        bash = shutil.which("bash")
+        assert bash is not None
+        ran = subprocess.run(
+            [bash, "-c", line], env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ran.returncode == 0, (line, ran.stderr)
+        assert "(see:" not in ran.stderr, line
 
 
 def _subscribed(connection: psycopg.Connection[Any]) -> bool:
