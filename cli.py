@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
@@ -21,21 +20,28 @@ from outbox.errors import OutboxError
 from outbox.settings import Settings, wants_traceback
 
 if TYPE_CHECKING:
+    from outbox.broadcast import Transport
     from outbox.runtime import Consumer, Courier, Processors
+    from outbox.store.subscriptions import KindSpec
+    from outbox.work import Work
     from processors.broker import Accept
     from processors.broker import Courier as BrokerCourier
-    from processors.egress import EgressPolicy
+    from processors.preview import Preview
 
 EXIT_INTERRUPTED = 130
 
 COMMANDS = {
     "demo": Lazy("outbox.commands.demo:demo", "See it work: everything embedded, in a minute."),
+    "bench": Lazy("outbox.commands.bench:bench", "Measure how fast this machine is."),
     "migrate": Lazy("outbox.commands.install:migrate", "Install or upgrade the schema."),
     "adopt": Lazy("outbox.commands.install:adopt", "Take over a copied database."),
     "uninstall": Lazy("outbox.commands.install:uninstall", "Remove everything, after a dry run."),
     "watch": Lazy("outbox.commands.capture:watch", "Capture the changes of a table."),
     "unwatch": Lazy("outbox.commands.capture:unwatch", "Stop capturing a table."),
     "watches": Lazy("outbox.commands.capture:watches", "List the captured tables."),
+    "import-webhooks": Lazy(
+        "outbox.commands.import_webhooks:import_webhooks", "Take over Supabase's database webhooks."
+    ),
     "emit": Lazy("outbox.commands.emit:emit", "Emit one event."),
     "run": Lazy("outbox.commands.run:run", "Run the daemon."),
     "worker": Lazy("outbox.commands.run:worker", "Run workers that deliver."),
@@ -43,9 +49,22 @@ COMMANDS = {
     "subscriptions": Lazy(
         "outbox.commands.subscriptions:subscriptions", "Add and manage subscriptions."
     ),
+    "processors": Lazy("outbox.commands.processors:processors", "List kinds and processors."),
+    "schedules": Lazy("outbox.commands.schedules:schedules", "Emit events by the clock."),
     "events": Lazy("outbox.commands.events:events", "List and show events."),
     "deliveries": Lazy("outbox.commands.deliveries:deliveries", "List, show, cancel deliveries."),
+    "emails": Lazy("outbox.commands.emails:emails", "List and show e-mail, take in bounces."),
+    "suppressions": Lazy(
+        "outbox.commands.emails:suppressions", "Addresses that are sent no e-mail."
+    ),
     "dead": Lazy("outbox.commands.dead:dead", "List, show, redrive, discard dead letters."),
+    "replay": Lazy("outbox.commands.replay:replay", "Deliver past events again."),
+    "rebuild": Lazy("outbox.commands.rebuild:rebuild", "Compare rows with facts, and mend them."),
+    "artifacts": Lazy("outbox.commands.artifacts:artifacts", "List, read, remove documents."),
+    "redact": Lazy("outbox.commands.redact:redact", "Erase events' contents for good."),
+    "realtime": Lazy(
+        "outbox.commands.realtime:realtime", "Serve broadcasts, for development and tests."
+    ),
     "status": Lazy("outbox.commands.status:status", "Show what is pending, in flight and dead."),
     "doctor": Lazy("outbox.commands.status:doctor", "Find what is wrong, with the fix."),
     "config": Lazy("outbox.commands.config:config", "Show the settings in force."),
@@ -123,8 +142,16 @@ def _wiring() -> Wiring:
     return Wiring(
         open_courier=open_courier,
         open_processors=open_processors,
+        open_transport=open_transport,
+        list_processors=_list_processors,
+        find_processors=_find_processors,
         check_url=_check_url,
         check_headers=_check_headers,
+        specify=_specify,
+        preview=_preview,
+        fetch_artifact=_fetch_artifact,
+        place_artifacts=_place_artifacts,
+        tend_artifacts=_tend_artifacts,
     )
 
 
@@ -157,44 +184,79 @@ def open_courier(settings: Settings, namespace: str = "outbox") -> Courier:
     return _Courier(open_broker(settings.broker_url, namespace=namespace))
 
 
-@asynccontextmanager
-async def open_processors(settings: Settings) -> AsyncIterator[Processors]:
-    """The processors by kind, on the running loop, closed at the end."""
-    from processors.http import HttpClient
-    from processors.resolver import CaresResolver
-    from processors.webhook import WebhookProcessor
+def open_processors(settings: Settings) -> AbstractAsyncContextManager[Processors]:
+    """The processors by name, on the running loop, closed at the end."""
+    from processors.kinds import open_processors
 
-    policy = _policy(settings)
-    resolver = CaresResolver()
-    client = HttpClient(policy, resolver)
-    try:
-        yield {"webhook": WebhookProcessor(client, policy, time.time)}
-    finally:
-        client.close()
-        resolver.close()
+    return open_processors(settings)
 
 
-def _policy(settings: Settings) -> EgressPolicy:
-    from processors.egress import EgressPolicy
+def open_transport(settings: Settings) -> AbstractAsyncContextManager[Transport | None]:
+    """What sends broadcasts over http, None where no server is configured."""
+    from processors.broadcast import open_transport
 
-    return EgressPolicy(
-        allow_cidrs=settings.egress_allow_cidrs,
-        allow_http=settings.egress_allow_http,
-        ports=settings.egress_ports,
-        ca_file=settings.ca_file,
-    )
+    return open_transport(settings)
+
+
+def _list_processors(settings: Settings) -> list[dict[str, Any]]:
+    from processors.kinds import list_processors
+
+    return list_processors(settings)
+
+
+def _specify(settings: Settings, kind: str, config: Mapping[str, Any]) -> KindSpec:
+    from processors.kinds import specify
+
+    return specify(settings, kind, config)
+
+
+def _find_processors(settings: Settings) -> object:
+    from processors.own import find_processors
+
+    return find_processors(settings)
 
 
 def _check_url(settings: Settings, url: str) -> None:
-    from processors.egress import parse_destination
+    from processors.egress import parse_destination, policy_of
 
-    parse_destination(url, _policy(settings))
+    parse_destination(url, policy_of(settings))
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
     from processors.webhook import check_custom_headers
 
     check_custom_headers(headers)
+
+
+def _preview(settings: Settings, work: Work) -> Preview:
+    from processors.egress import policy_of
+    from processors.preview import preview_webhook
+
+    return preview_webhook(work, policy_of(settings))
+
+
+def _fetch_artifact(settings: Settings, org: str | None, sha256: str) -> bytes:
+    import asyncio
+
+    from processors.artifacts import fetch
+
+    return asyncio.run(fetch(settings, org, sha256))
+
+
+def _place_artifacts(
+    settings: Settings, found: Sequence[tuple[str | None, str]]
+) -> list[dict[str, Any]]:
+    from processors.artifacts import places
+
+    return places(settings, found)
+
+
+def _tend_artifacts(settings: Settings) -> int:
+    import asyncio
+
+    from processors.artifacts import tend_once
+
+    return asyncio.run(tend_once(settings))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Endpoints with their secrets opened, kept by revision.
+"""Endpoints with their secrets opened, and setups of subscriptions without one, kept by revision.
 
 Every change that a worker must see bumps an endpoint's revision, and every taken delivery names
 the revision in force, so nothing is polled and a rotated secret is used from its first delivery.
@@ -12,8 +12,8 @@ from datetime import timedelta
 
 from outbox.errors import KeyMissing
 from outbox.secrets import KeyRing, secret_context
-from outbox.store.attempts import StoredEndpoint
-from outbox.work import Endpoint, SigningKey
+from outbox.store.attempts import StoredEndpoint, StoredSetup
+from outbox.work import Endpoint, Setup, SigningKey
 
 ENTRIES_MAX = 10_000
 
@@ -39,6 +39,34 @@ def open_endpoint(stored: StoredEndpoint, ring: KeyRing | None) -> Endpoint:
         timeout=timedelta(seconds=stored.timeout_s),
         gone_disables=stored.gone_disables,
     )
+
+
+class SetupBook:
+    """A cache of setups; the longest unused goes first. A revision never changes, so what is here
+    holds for ever."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[int, int], Setup] = {}
+
+    def missing(self, wanted: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Pairs of (subscription id, revision) that must be loaded."""
+        return {pair for pair in wanted if self.find(*pair) is None}
+
+    def find(self, subscription_id: int, revision: int) -> Setup | None:
+        """The setup, if it is here."""
+        setup = self._entries.pop((subscription_id, revision), None)
+        if setup is not None:
+            self._entries[subscription_id, revision] = setup
+        return setup
+
+    def add(self, stored: StoredSetup) -> None:
+        """Keep one."""
+        if len(self._entries) >= ENTRIES_MAX:
+            del self._entries[next(iter(self._entries))]
+        timeout = None if stored.timeout_s is None else timedelta(seconds=stored.timeout_s)
+        config = json.loads(stored.config or "{}")
+        setup = Setup(stored.subscription_id, stored.revision, config, timeout)
+        self._entries[stored.subscription_id, stored.revision] = setup
 
 
 class AddressBook:

@@ -85,6 +85,22 @@ class LossDetected(OutboxError):
     exit_code = 13
 
 
+class ProjectionsDiffer(OutboxError):
+    """Rows are not what the facts say."""
+
+    exit_code = 14
+
+
+class MessageRefused(OutboxError):
+    """Realtime does not take messages. `reason` is a stable code; `lasting` is true where it is the
+    message's own fault, so that another try would end the same."""
+
+    def __init__(self, reason: str, text: str, *, lasting: bool) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.lasting = lasting
+
+
 class VerificationError(OutboxError):
     """A signature does not verify: the request is not to be trusted."""
 

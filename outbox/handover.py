@@ -13,6 +13,7 @@ from uuid import UUID
 
 import structlog
 
+from outbox import faults
 from outbox.errors import BrokerUnavailable
 from outbox.horizon import Window
 from outbox.store.dispatch import Dispatch
@@ -70,12 +71,14 @@ class Handover:
         """Hand over one lease batch, or release it."""
         if not ids:
             return
+        faults.passing("before", "send")
         try:
             await asyncio.to_thread(self._send, token, ids)
         except BrokerUnavailable as error:
             self._fail(error)
             await dispatch.release(token, ids)
             return
+        faults.passing("after", "send")
         self.window.sent(len(ids))
 
     def _fail(self, error: BrokerUnavailable) -> None:

@@ -36,6 +36,9 @@ class FactName(StrEnum):
     HELD = "held"
     RELEASED = "released"
     CARRIED = "carried"
+    RESCHEDULED = "rescheduled"
+    REDACTED = "redacted"
+    """About an event, not about a delivery: its contents were erased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ _MOVED: Mapping[FactName, Edge] = MappingProxyType(
         FactName.EXPIRED: Edge.EXPIRE,
         FactName.DISCARDED: Edge.DISCARD,
         FactName.HELD: Edge.HOLD,
+        FactName.RESCHEDULED: Edge.RESCHEDULE,
     }
 )
 
@@ -114,7 +118,7 @@ def apply(before: DeliveryState | None, fact: Fact) -> DeliveryState:
     if fact.name is FactName.ROUTED:
         return _routed(before, fact)
     if before is None:
-        raise IllegalTransition(f"the history of a delivery cannot begin with {fact.name}")
+        return _born_by_replay(fact)
     if before.delivery_id != fact.delivery_id:
         raise IllegalTransition("a fact about another delivery stands in this history")
     after = _counted(before, fact)
@@ -140,6 +144,10 @@ def carry(state: DeliveryState, at: datetime) -> Fact:
 
 def _step(state: State, name: FactName) -> tuple[State, Edge]:
     """The edge a fact takes, and the state it starts from."""
+    if name is FactName.DEAD and state is State.HELD:
+        return state, Edge.PARK
+    if name is FactName.REDACTED:
+        raise IllegalTransition("redaction is about an event, not about a delivery")
     if name in _SETTLED:
         return move(state, Edge.LEASE), _SETTLED[name]
     if name is FactName.RELEASED:
@@ -180,6 +188,17 @@ def _routed(before: DeliveryState | None, fact: Fact) -> DeliveryState:
         raise IllegalTransition(f"a delivery is not born {state}")
     return DeliveryState(
         fact.delivery_id, _without_lease(state), due_at=fact.due_at or fact.at, reason=fact.reason
+    )
+
+
+def _born_by_replay(fact: Fact) -> DeliveryState:
+    """A new generation, or an event that a new subscription is given later: never routed. Or the
+    facts before are gone by retention, which `budget` still counts."""
+    if fact.name is not FactName.REPLAYED:
+        raise IllegalTransition(f"the history of a delivery cannot begin with {fact.name}")
+    due_at = fact.due_at or fact.at
+    return DeliveryState(
+        fact.delivery_id, State.SCHEDULED, budget=fact.budget, due_at=due_at, reason=fact.reason
     )
 
 

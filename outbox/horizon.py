@@ -78,6 +78,11 @@ QUEUE_S = 0.05
 """How long a delivery may wait in the broker when workers keep up: bounds what one organization's
 burst puts in front of another's event."""
 
+LATER_MAX = 20
+"""How many retries and replays may wait in the broker while fresh deliveries flow: the next fresh
+one waits behind them. With 24 the 99th percentile of fresh ones doubled beside 200,000 due retries
+(15 to 31 ms), with 94 it was 79 ms."""
+
 BUCKET_S = 0.1
 RATE_KEPT_S = 3.0
 
@@ -111,6 +116,10 @@ class Window:
     def room(self) -> int:
         """How many more may be leased now, by what is known."""
         return max(0, self.size() - self.waiting)
+
+    def later_room(self) -> int:
+        """How many more may be leased that are not fresh while fresh ones flow."""
+        return LATER_MAX - self.waiting
 
     def sent(self, count: int) -> None:
         """So many were handed to the broker."""

@@ -44,6 +44,8 @@ class Edge(StrEnum):
     """Its subscription was paused or disabled, or its order is blocked."""
     UNHOLD = "unhold"
     """What held it is over."""
+    PARK = "park"
+    """An earlier delivery of its key died, and the subscription parks what follows."""
     EXPIRE = "expire"
     """It outlived its maximum age or its `expires_at`."""
     CANCEL = "cancel"
@@ -54,6 +56,8 @@ class Edge(StrEnum):
     """A dead letter is given up."""
     REPLAY = "replay"
     """Redelivered under the same key; one that is scheduled becomes due now."""
+    RESCHEDULE = "reschedule"
+    """Somebody moved its due time."""
 
 
 LIVE = frozenset({State.SCHEDULED, State.LEASED, State.HELD})
@@ -75,10 +79,12 @@ EDGES: Mapping[Edge, Mapping[State, State]] = MappingProxyType(
         Edge.LAPSE: {State.LEASED: State.SCHEDULED},
         Edge.HOLD: {State.SCHEDULED: State.HELD, State.LEASED: State.HELD},
         Edge.UNHOLD: {State.HELD: State.SCHEDULED},
+        Edge.PARK: {State.HELD: State.DEAD},
         Edge.EXPIRE: {State.SCHEDULED: State.DEAD, State.HELD: State.DEAD},
         Edge.CANCEL: dict.fromkeys(sorted(LIVE), State.CANCELLED),
         Edge.REDRIVE: {State.DEAD: State.SCHEDULED},
         Edge.DISCARD: {State.DEAD: State.DISCARDED},
+        Edge.RESCHEDULE: {State.SCHEDULED: State.SCHEDULED, State.HELD: State.HELD},
         Edge.REPLAY: {State.DELIVERED: State.SCHEDULED, State.SCHEDULED: State.SCHEDULED},
     }
 )

@@ -11,8 +11,20 @@ import logging
 import sys
 from typing import TextIO
 
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+# structlog imports Rich wherever it is installed, for tracebacks in colours that our lines never
+# hold: a tenth of the time that a daemon takes to start. Whoever imports structlog before this
+# module has it with Rich, which changes nothing but that time.
+_hidden = "structlog" not in sys.modules and "rich" not in sys.modules
+if _hidden:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+try:
+    import structlog
+    from structlog.typing import EventDict, Processor, WrappedLogger
+finally:
+    if _hidden:
+        del sys.modules["rich"]
+
+get_logger = structlog.get_logger
 
 # These say in many lines, at each try, what our own events say once.
 _QUIET = {

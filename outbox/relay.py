@@ -12,23 +12,24 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import structlog
 
 from outbox.errors import OutboxError
 from outbox.handover import Depth, Handover, Send
 from outbox.horizon import Floor, Snapshot
-from outbox.rhythm import CLAIM_LEAST, RelayConfig, Rhythm
+from outbox.rhythm import CLAIM_LEAST, SIGNAL_S, RelayConfig, Rhythm
 from outbox.store.connect import FAILED, REFUSED, HotConnection, describe
 from outbox.store.dispatch import Claim, Dispatch, Leased, Routed, Tick
 from outbox.store.listen import Bell
+from outbox.waiting import wait_at_most
 
 log = structlog.get_logger("outbox.relay")
 
 
 class Relay:
-    """One relay. `open_connection` opens a hot connection; without a bell it only polls."""
+    """One relay. `open_connection` opens a hot connection; without a bell it only polls;
+    `on_broadcasts` is called when it has routed deliveries that the daemon itself performs."""
 
     def __init__(
         self,
@@ -38,12 +39,14 @@ class Relay:
         config: RelayConfig | None = None,
         *,
         bell: Bell | None = None,
+        on_broadcasts: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         token: Callable[[], int] = lambda: secrets.randbits(62),
     ) -> None:
         self._open = open_connection
         self._config = config or RelayConfig()
         self._bell = bell
+        self._on_broadcasts = on_broadcasts
         self._clock = clock
         self._token = token
         self._stopping = asyncio.Event()
@@ -78,8 +81,7 @@ class Relay:
                 await self._pause(min(self._config.backoff_s_max, wait_s))
 
     async def _pause(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+        await wait_at_most(self._stopping, seconds)
 
     async def _connected(self) -> None:
         connection = await self._open()
@@ -122,9 +124,13 @@ class Relay:
         else:
             routed = 0
             self._raise_floor(tick, complete=True, id_max=None)
+        if self._rhythm.signalled or now < self._rhythm.ordered_until:
+            advanced = await self._advance(dispatch, SIGNAL_S)
+        else:
+            advanced = 0
         leased = await self._lease_due(dispatch, now)
         await self._broker.measure(short=False)
-        worked = bool(routed or leased)
+        worked = bool(routed or leased or advanced)
         if worked:
             self._rhythm.worked(now, self._config)
         return worked
@@ -136,7 +142,7 @@ class Relay:
             return None
         rhythm.looked_at = now
         tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring)
-        rhythm.quiet = rhythm.asked_to_ring and tick.bell_was == 2 and not tick.pending
+        rhythm.quiet = rhythm.asked_to_ring and tick.bell_was == 2 and not tick.work
         if tick.expired:
             expired = await dispatch.expire(self._config.batch, self._config.expiries_max)
             self._broker.window.unstarted_expired(expired.unstarted)
@@ -151,6 +157,7 @@ class Relay:
         if now - rhythm.tended_at >= self._config.tend_s:
             rhythm.tended_at = now
             await self._tend(dispatch)
+            await self._advance(dispatch, None)
         return tick
 
     async def _tick(self, dispatch: Dispatch, *, asleep: bool) -> Tick:
@@ -160,7 +167,25 @@ class Relay:
         bell = 2 if asleep else 1 if rhythm.bell == 2 else None
         tick = await dispatch.tick(self._floor.value, bell)
         rhythm.bell = bell or tick.bell_was
+        rhythm.signalled |= tick.signalled
         return tick
+
+    async def _advance(self, dispatch: Dispatch, since_s: float | None) -> int:
+        """Give ordered keys their next turn; returns how many deliveries moved.
+
+        Every ordered delivery that ends signals, so after a signal the next rounds look as well:
+        where nothing is ordered this costs nothing.
+        """
+        rhythm = self._rhythm
+        advanced = await dispatch.advance(self._config.batch, since_s)
+        rhythm.signalled = advanced.signals >= self._config.batch
+        if advanced.signals:
+            rhythm.ordered_until = self._clock() + SIGNAL_S
+        if advanced.released:
+            rhythm.due_at = self._clock()
+        if advanced.parked:
+            log.warning("relay.parked", deliveries=advanced.parked)
+        return advanced.released + advanced.parked
 
     async def _tend(self, dispatch: Dispatch) -> None:
         while await dispatch.tend(self._config.batch) >= self._config.batch:
@@ -195,6 +220,8 @@ class Relay:
             await self._stumble(dispatch, error)
             return 1
         rhythm.careful = max(0, rhythm.careful - 1)
+        if routed.leased:
+            rhythm.fresh_at = now
         rhythm.org_from = f"{routed.org_last}\x01" if fair and routed.org_last is not None else ""
         if not fair:
             if routed.id_max is not None:
@@ -233,6 +260,8 @@ class Relay:
         token = self._token()
         routed = await dispatch.route(claim, window, token)
         await self._broker.hand(dispatch, token, routed.ids)
+        if routed.broadcasts:
+            self._on_broadcasts()
         if routed.events:
             log.debug(
                 "relay.routed",
@@ -268,14 +297,18 @@ class Relay:
         if share <= 0:
             return 0
         token = self._token()
+        window = min(share, config.batch)
+        later_max = rhythm.later_max(now, self._broker.window.later_room(), window)
         found = await dispatch.lease_due(
-            rhythm.lane_from, config.lanes_max, min(share, config.batch), token
+            rhythm.lane_from, config.lanes_max, window, token, later_max
         )
         await self._broker.hand(dispatch, token, found.ids)
         if found.idle:
             await self._tend(dispatch)
         rhythm.lane_from = found.lane_last or 0
         rhythm.due_at = self._clock() + self._next_look_s(found)
+        if later_max < window:
+            rhythm.due_at = min(rhythm.due_at, self._clock() + config.blocked_s_min)
         return len(found.ids)
 
     def _next_look_s(self, found: Leased) -> float:
@@ -318,6 +351,7 @@ class Relay:
             await self._pause(max(0.001, min(config.poll_only_s, until - self._clock())))
         elif await self._sleep(dispatch, self._bell.rung, until):
             # There is work: stay close for a while, a burst may follow.
+            rhythm.signalled = True
             rhythm.worked(self._clock(), config)
 
     async def _poll(self, dispatch: Dispatch) -> None:
@@ -329,7 +363,7 @@ class Relay:
         while not self._stopping.is_set():
             tick = await self._tick(dispatch, asleep=False)
             self.polled_at = self._clock()
-            if tick.pending or self._clock() >= wake_at:
+            if tick.work or self._clock() >= wake_at:
                 return
             await asyncio.sleep(rhythm.wait(config.poll_s_max))
 
@@ -345,8 +379,7 @@ class Relay:
             return True
         if not self._rhythm.quiet and await self._gate(dispatch, rung, until):
             return True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(rung.wait(), max(0.0, until - self._clock()))
+        await wait_at_most(rung, max(0.0, until - self._clock()))
         return rung.is_set()
 
     async def _gate(self, dispatch: Dispatch, rung: asyncio.Event, until: float) -> bool:
@@ -356,10 +389,10 @@ class Relay:
         tick = await self._tick(dispatch, asleep=True)
         gate = Snapshot.parse(tick.snapshot)
         wait_s = self._config.poll_s_min
-        while not tick.pending and not rung.is_set() and self._clock() < until:
+        while not tick.work and not rung.is_set() and self._clock() < until:
             if Snapshot.parse(tick.snapshot).xmin >= gate.xmax:
                 return False
             await asyncio.sleep(wait_s)
             wait_s = min(0.025, wait_s * 2)
             tick = await dispatch.tick(self._floor.value)
-        return tick.pending or rung.is_set()
+        return tick.work or rung.is_set()

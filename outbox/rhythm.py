@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from outbox.horizon import LATER_MAX
+
 FULL_S_MIN, FULL_S_MAX = 0.01, 0.08
 """How long the backlog of an organization whose every lane is full is left alone: its events wait
 more cheaply unrouted. Doubles while it stays full; never for long, since an event behind the
 others may go to a lane that is free."""
+
+SIGNAL_S = 5.0
+"""Signals of ordered keys are read this far back, as far as the tick looks; older ones, by a
+transaction that was slow to commit, with every tend."""
+
+FRESH_S = 2.0
+"""Fresh work flows if some was leased so lately."""
+
+TRICKLE_S = 0.05
+"""While it does, retries and replays get a small portion at least this often."""
 
 CLAIM_LEAST = 16
 """The smallest claim: where an adapting claim begins."""
@@ -69,6 +81,10 @@ class Rhythm:
     asked_to_ring: bool = False
     bell: int = 2
     quiet: bool = False
+    signalled: bool = True
+    fresh_at: float = -1e9
+    later_at: float = 0.0
+    ordered_until: float = 0.0
 
     def worked(self, now: float, config: RelayConfig) -> None:
         """There was work: poll closely again."""
@@ -80,6 +96,16 @@ class Rhythm:
         pause_s = min(s_max, self.poll_s)
         self.poll_s = min(s_max, self.poll_s * 2)
         return pause_s
+
+    def later_max(self, now: float, room: int, window: int) -> int:
+        """How much that is not fresh may go now: all, unless fresh work flows. Then it goes in
+        small portions of at most `room`, and a trickle whatever waits."""
+        if now - self.fresh_at > FRESH_S:
+            return window
+        if room <= 0 and now - self.later_at < TRICKLE_S:
+            return 0
+        self.later_at = now
+        return min(window, room if room > 0 else LATER_MAX)
 
     def rest(self, full: Sequence[str], resting: Sequence[str], now: float) -> None:
         """Leave full organizations alone for a while, longer each time; forget the others."""

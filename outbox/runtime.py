@@ -21,6 +21,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from outbox.broadcast import BroadcastConfig, Broadcaster, Transport
 from outbox.errors import BrokerUnavailable
 from outbox.relay import Relay
 from outbox.rhythm import RelayConfig
@@ -28,8 +29,10 @@ from outbox.secrets import KeyRing
 from outbox.settings import Settings, masked_url
 from outbox.store.connect import HotConnection, connect_hot
 from outbox.store.listen import Bell
+from outbox.store.replaying import Replayer
 from outbox.store.retention import RetentionConfig, Tended, tend_retention
-from outbox.store.upkeep import Node, beat, leave, owed_now, upkeep
+from outbox.store.schedules import Scheduler
+from outbox.store.upkeep import Node, beat, leave, owed_now, tend_health, upkeep
 from outbox.worker import Processor, Worker, WorkerConfig
 
 log = structlog.get_logger("outbox.runtime")
@@ -91,18 +94,22 @@ async def run_daemon(
     until: Until = Until.STOPPED,
     relay_config: RelayConfig | None = None,
     worker_config: WorkerConfig | None = None,
+    transport: Transport | None = None,
 ) -> None:
     """Relay until `stop` is set (or until there is nothing left to do), then end in order.
 
-    With `open_processors` a worker delivers in this process too.
+    With `open_processors` a worker delivers in this process too; `transport` sends broadcasts over
+    http.
     """
     bell = Bell()
+    broadcaster = Broadcaster(BroadcastConfig(settings.lease.total_seconds()), transport)
     relay = Relay(
         lambda: _open(settings, "relay"),
         courier.send,
         courier.depth,
         relay_config or RelayConfig(lease_s=settings.lease.total_seconds()),
         bell=bell,
+        on_broadcasts=broadcaster.ring,
     )
     log.info("run.started", instance=settings.instance, broker=masked_url(settings.broker_url))
     async with (
@@ -110,6 +117,12 @@ async def run_daemon(
         _signs_of_life(settings, "relay", lambda: _is_alive(relay)),
         _running("bell", bell.listen(settings.listen_url or settings.database)),
         _running("maintenance", _maintain(settings)),
+        _running("replay", _replay(settings)),
+        _running("broadcast", _broadcast(settings, broadcaster.serve, wanted=True)),
+        _running(
+            "broadcast http",
+            _broadcast(settings, broadcaster.serve_http, wanted=transport is not None),
+        ),
         _running("broker", _say_if_unreachable(courier)),
     ):
         relaying = asyncio.create_task(relay.run())
@@ -254,16 +267,39 @@ async def _say_if_unreachable(courier: Courier) -> None:
 
 
 async def _maintain(settings: Settings) -> None:
-    """Retention, once a minute (more often only where events live for minutes)."""
+    """Retention and failing endpoints, once a minute (more often only where events live for
+    minutes)."""
     config = RetentionConfig(keep=settings.retention)
 
     async def body(connection: HotConnection) -> None:
         tended = await tend_retention(connection, config)
         if tended != Tended():
             log.info("retention.tended", **asdict(tended))
+        for endpoint, percent in await tend_health(connection):
+            log.warning("run.endpoint_failing", endpoint=endpoint, percent=percent)
 
     every_s = min(60.0, max(1.0, settings.retention.total_seconds() / 60))
     await upkeep("retention", lambda: _open(settings, "retention"), every_s, body)
+
+
+async def _broadcast(
+    settings: Settings, body: Callable[[HotConnection], Awaitable[None]], *, wanted: bool
+) -> None:
+    """Broadcasts by one transport; they need neither broker nor worker."""
+    if wanted:
+        await upkeep("broadcast", lambda: _open(settings, "broadcast"), 1.0, body)
+
+
+async def _replay(settings: Settings) -> None:
+    """Schedules, and replays, whoever made them, behind live traffic."""
+    replayer, scheduler = Replayer(), Scheduler()
+
+    async def body(connection: HotConnection) -> None:
+        if emitted := await scheduler.round(connection):
+            log.info("run.scheduled", events=emitted)
+        await replayer.round(connection)
+
+    await upkeep("replay", lambda: _open(settings, "replay"), 1.0, body)
 
 
 # -- tasks ----------------------------------------------------------------------------------------

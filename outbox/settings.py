@@ -7,24 +7,20 @@ once, each line naming the setting and what to write. Secrets never appear in a 
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
 
-from outbox.durations import format_duration, parse_duration
+from outbox import setting_values as read
+from outbox.durations import format_duration
 from outbox.errors import ConfigurationError, OutboxError, UsageError
 from outbox.secrets import KeyRing
+from outbox.setting_values import DATABASE_EXAMPLE, Network
 
-Network = IPv4Network | IPv6Network
-
-DATABASE_EXAMPLE = "postgresql://user@host:5432/name"
-BROKER_SCHEMES = ("memory", "redis", "rediss", "amqp", "amqps")
 FILE_BYTES_MAX = 65536
 
 
@@ -44,8 +40,24 @@ class Settings:
     egress_allow_http: bool = False
     egress_ports: frozenset[int] = frozenset()
     ca_file: str | None = None
+    realtime_url: str | None = None
+    realtime_key: str | None = None
+    realtime_rate: float = 100.0
+    jwt_secret: str | None = None
+    jwks: str | None = None
+    templates: str | None = None
+    artifacts_url: str | None = None
+    artifacts_keep: timedelta | None = None
+    render_timeout: timedelta = timedelta(seconds=10)
+    render_memory_mb: int = 1024
+    render_processes: int | None = None
+    smtp_url: str | None = None
+    dkim_domain: str | None = None
+    dkim_selector: str | None = None
+    dkim_key: str | None = None
     log_format: str | None = None
     debug: bool = False
+    imports: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -69,7 +81,7 @@ class Settings:
 
     def shown(self) -> dict[str, object]:
         """Every setting as it may be shown: durations as written, secrets masked."""
-        return {option.name: _shown(option, getattr(self, option.name)) for option in OPTIONS}
+        return {option.word: _shown(option, getattr(self, option.name)) for option in OPTIONS}
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{k}={v!r}' for k, v in self.shown().items())})"
@@ -83,16 +95,22 @@ class Option:
     read: Callable[[str], object]
     help: str
     secret: bool = False
+    alias: str | None = None
+
+    @property
+    def word(self) -> str:
+        """Its name outside, where Python could not name it so."""
+        return self.alias or self.name
 
     @property
     def variable(self) -> str:
         """Its name in the environment."""
-        return f"OUTBOX_{self.name.upper()}"
+        return f"OUTBOX_{self.word.upper()}"
 
     @property
     def flag(self) -> str:
         """Its name on the command line, where a command takes it."""
-        return f"--{self.name.replace('_', '-')}"
+        return f"--{self.word.replace('_', '-')}"
 
 
 def load_settings(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
@@ -126,7 +144,7 @@ def load_settings(flags: Mapping[str, str], environ: Mapping[str, str]) -> Setti
 
 def wants_traceback(environ: Mapping[str, str]) -> bool:
     """Whether OUTBOX_DEBUG asks for tracebacks; works where the settings themselves are wrong."""
-    return environ.get("OUTBOX_DEBUG", "").lower() in _TRUE
+    return environ.get("OUTBOX_DEBUG", "").lower() in read.TRUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +188,7 @@ def _read_file(path: str | None, found: dict[str, _Given], errors: list[tuple[bo
     except tomllib.TOMLDecodeError as error:
         errors.append((False, f"OUTBOX_CONFIG: {path} is not TOML: {error}"))
         return
-    known = {option.name for option in OPTIONS}
+    known = {option.word: option.name for option in OPTIONS}
     for name, value in content.items():
         if name not in known:
             names = ", ".join(sorted(known))
@@ -178,7 +196,7 @@ def _read_file(path: str | None, found: dict[str, _Given], errors: list[tuple[bo
         elif (text := _toml_text(value)) is None:
             errors.append((False, f"{path}: {name} must be a text, a boolean or a list of texts"))
         elif text:
-            found[name] = _Given(text, f"{name} in {path}", "file", Path(path).parent)
+            found[known[name]] = _Given(text, f"{name} in {path}", "file", Path(path).parent)
 
 
 def _toml_text(value: object) -> str | None:
@@ -192,99 +210,44 @@ def _toml_text(value: object) -> str | None:
     return None
 
 
-# -- how each kind of value is read ---------------------------------------------------------------
-
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
-
-
-def _items(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def _boolean(text: str) -> bool:
-    if text.strip().lower() in _TRUE | _FALSE:
-        return text.strip().lower() in _TRUE
-    raise ValueError(f"{text!r} is neither true nor false; write true or false")
-
-
-def _between(least: timedelta, most: timedelta) -> Callable[[str], timedelta]:
-    def read(text: str) -> timedelta:
-        value = parse_duration(text)
-        if not least <= value <= most:
-            bounds = f"{format_duration(least)} to {format_duration(most)}"
-            raise ValueError(f"{text} is out of range; write a duration from {bounds}")
-        return value
-
-    return read
-
-
-def _database_url(text: str) -> str:
-    if re.match(r"postgres(ql)?://|\s*\w+\s*=", text):
-        return text
-    raise ValueError(f"not a libpq URL; write for example {DATABASE_EXAMPLE}")  # it may be secret
-
-
-def _broker_url(text: str) -> str:
-    if text.partition("://")[0] in BROKER_SCHEMES and "://" in text:
-        return text
-    raise ValueError("not a broker URL; write redis://, rediss://, amqp:// or amqps:// with host "
-                     "and port, or memory://")  # fmt: skip
-
-
-def _secret_key(text: str) -> str:
-    KeyRing.from_text(text)
-    return text
-
-
-def _instance(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        return text
-    raise ValueError(f"{text!r} is not a name; write letters, digits, '.', '_' or '-', at most 100")
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    try:
-        return tuple(ip_network(item) for item in _items(text))
-    except ValueError as error:
-        raise ValueError(f"{error}; write ranges by comma, for example 10.1.0.0/16") from error
-
-
-def _ports(text: str) -> frozenset[int]:
-    items = _items(text)
-    if all(re.fullmatch(r"[0-9]{1,5}", item) and 1 <= int(item) <= 65535 for item in items):
-        return frozenset(map(int, items))
-    raise ValueError(f"{text!r} is not a list of ports; write numbers by comma, for example 443")
-
-
-def _existing_file(text: str) -> str:
-    if Path(text).is_file() and os.access(text, os.R_OK):
-        return text
-    raise ValueError(f"{text!r} is not a readable file; write the path of a PEM file")
-
-
-def _log_format(text: str) -> str:
-    if text in {"json", "console"}:
-        return text
-    raise ValueError(f"{text!r} is not a log format; write json or console")
-
-
 _HOUR = timedelta(hours=1)
 OPTIONS: tuple[Option, ...] = (
-    Option("database_url", _database_url, "libpq URL of the database", secret=True),
-    Option("listen_url", _database_url, "direct URL for LISTEN, behind a pooler", secret=True),
-    Option("broker_url", _broker_url, "redis://, rediss://, amqp:// or memory://", secret=True),
-    Option("secret_key", _secret_key, "base64 of 32 bytes; several by comma", secret=True),
-    Option("instance", _instance, "name of this installation"),
-    Option("lease", _between(timedelta(seconds=1), _HOUR), "the right to try a delivery"),
-    Option("grace", _between(timedelta(0), _HOUR), "time to finish after a first signal"),
-    Option("retention", _between(timedelta(seconds=1), timedelta(days=3650)), "life of events"),
-    Option("egress_allow_cidrs", _networks, "private ranges that webhooks may reach"),
-    Option("egress_allow_http", _boolean, "permit webhooks over plain http"),
-    Option("egress_ports", _ports, "ports that webhooks may name"),
-    Option("ca_file", _existing_file, "PEM file of further authorities to trust"),
-    Option("log_format", _log_format, "json or console"),
-    Option("debug", _boolean, "tracebacks and debug lines"),
+    Option("database_url", read.database_url, "libpq URL of the database", secret=True),
+    Option("listen_url", read.database_url, "direct URL for LISTEN, behind a pooler", secret=True),
+    Option("broker_url", read.broker_url, "redis://, rediss://, amqp:// or memory://", secret=True),
+    Option("secret_key", read.secret_key, "base64 of 32 bytes; several by comma", secret=True),
+    Option("instance", read.instance, "name of this installation"),
+    Option("lease", read.between(timedelta(seconds=1), _HOUR), "the right to try a delivery"),
+    Option("grace", read.between(timedelta(0), _HOUR), "time to finish after a first signal"),
+    Option("retention", read.between(timedelta(seconds=1), timedelta(days=3650)), "life of events"),
+    Option("egress_allow_cidrs", read.networks, "private ranges that webhooks may reach"),
+    Option("egress_allow_http", read.boolean, "permit webhooks over plain http"),
+    Option("egress_ports", read.ports, "ports that webhooks may name"),
+    Option("ca_file", read.existing_file, "PEM file of further authorities to trust"),
+    Option("realtime_url", read.http_url, "Realtime server, for broadcasts over http"),
+    Option("realtime_key", read.one_line, "token of a role that may broadcast", secret=True),
+    Option("realtime_rate", read.rate, "broadcasts a second over http at most"),
+    Option("jwt_secret", read.jwt_secret, "secret of clients' tokens (HS256)", secret=True),
+    Option("jwks", read.key_set, "key set of clients' tokens: a file or JSON"),
+    Option("templates", read.folder, "folder of templates of documents and mails"),
+    Option(
+        "artifacts_url", read.artifacts_url, "file:///folder or s3://bucket/prefix", secret=True
+    ),
+    Option("artifacts_keep", read.between(_HOUR, timedelta(days=3650)), "life of documents"),
+    Option(
+        "render_timeout", read.between(timedelta(seconds=1), _HOUR), "processor time of a document"
+    ),
+    Option("render_memory_mb", read.number(256, 65536), "memory of a document, in MB"),
+    Option("render_processes", read.number(1, 256), "documents rendered at once; one a processor"),
+    Option("smtp_url", read.smtp_url, "SMTP server that takes e-mail", secret=True),
+    Option("dkim_domain", str, "domain that e-mail is signed for"),
+    Option("dkim_selector", str, "names of the signing keys in DNS; several by comma"),
+    Option("dkim_key", str, "private keys in PEM that sign e-mail", secret=True),
+    Option("log_format", read.log_format, "json or console"),
+    Option("debug", read.boolean, "tracebacks and debug lines"),
+    Option(
+        "imports", read.modules, "modules that hold processors of yours, by comma", alias="import"
+    ),
 )
 
 
@@ -316,8 +279,15 @@ def _shown(option: Option, value: object) -> object:
         case tuple():
             return [str(item) for item in value]
         case str() if option.name == "secret_key":
-            count = len(_items(value))
+            count = len(read.items(value))
             return f"*** ({count} key{'s' if count > 1 else ''})"
+        case str() if option.name == "jwt_secret":
+            return "***"
+        case str() if option.name == "jwks":
+            return f"{value.count('kty')} keys"
+        case str() if option.name == "dkim_key":
+            count = value.count("-----BEGIN")
+            return f"*** ({count} key{'s' if count != 1 else ''})"
         case str() if option.secret:
             return masked_url(value)
         case _:

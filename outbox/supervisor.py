@@ -17,6 +17,8 @@ from contextlib import suppress
 
 import structlog
 
+from outbox.waiting import wait_at_most
+
 log = structlog.get_logger("outbox.supervisor")
 
 PAUSE_S_MIN = 0.5
@@ -77,8 +79,7 @@ class Supervisor:
                 return
             pause_s = PAUSE_S_MIN if loop.time() - started > STEADY_S else pause_s
             log.warning("worker.died", number=number, exit_code=code, again_in_s=pause_s)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), pause_s)
+            await wait_at_most(stop, pause_s)
             pause_s = min(PAUSE_S_MAX, pause_s * 2)
 
 

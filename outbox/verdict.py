@@ -12,11 +12,11 @@ from datetime import timedelta
 from functools import lru_cache
 
 from outbox.outcome import CHARGED, PERMANENT, Kind, Outcome
-from outbox.retry import RetryPolicy, next_delay, parse_retry
+from outbox.retry import RETRY_AFTER_CAP, RetryPolicy, next_delay, parse_retry
 
 INTERNAL_DELAY = timedelta(seconds=30)
 """The wait after a fault of our own: long enough for an operator's restart, short enough that
-nobody's delivery is late for long."""
+nobody's delivery is late for long. An outcome may name another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ def judge(
         return Verdict("dead", charged, outcome.reason)
     delay: timedelta | None
     if outcome.kind is Kind.INTERNAL:
-        delay = INTERNAL_DELAY * (1 + policy.jitter * random())
+        wait = min(outcome.after or INTERNAL_DELAY, RETRY_AFTER_CAP)
+        delay = wait * (1 + policy.jitter * random())
     else:
         delay = next_delay(policy, attempt, after=outcome.after, random=random)
     if delay is None:

@@ -14,29 +14,35 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from uuid import UUID
 
-import orjson
 import structlog
 
-from outbox.addressbook import AddressBook
+from outbox import faults
+from outbox.attempt import fitting, settlement_of, without_effects
 from outbox.budget import Budget
-from outbox.errors import OutboxError
+from outbox.destinations import Destinations
+from outbox.effects import HOPS_MAX, hops_of
+from outbox.health import Health
 from outbox.outcome import Kind, Outcome, from_exception
 from outbox.secrets import KeyRing
 from outbox.store.attempts import Attempts, Settlement, Taken
 from outbox.store.connect import FAILED, REFUSED, HotConnection, describe
-from outbox.verdict import RELEASED, Verdict, judge, policy_of
-from outbox.work import Endpoint, Work
+from outbox.waiting import wait_at_most
+from outbox.watch import Processor, Watch, in_time
+
+__all__ = ["Processor", "Worker", "WorkerConfig"]
 
 log = structlog.get_logger("outbox.worker")
 
-Processor = Callable[[Work, float], Awaitable[Outcome]]
-"""Makes one attempt. The second argument is a loop time after which nobody waits for it."""
+SETTLE_BYTES_MAX = 32 * 1024 * 1024
+"""What attempts bring about that one statement writes: PostgreSQL takes no more than a gigabyte."""
 
-ATTEMPT_S_MAX = 24 * 3600.0
-"""No attempt lasts longer than this, however often its lease is extended."""
+REPORT_S = 0.2
+"""How often a worker reports the health of its lanes."""
+
+LOOK_S = 0.05
+"""How often a worker whose outcomes cannot be written looks whether they can."""
 
 Lease = tuple[UUID, int]
 
@@ -47,7 +53,8 @@ class WorkerConfig:
 
     `concurrency`: deliveries accepted and not settled at once, the bound on what is in flight;
     `waiting_max`: accepted and not yet taken;
-    `margin_s`: how long before its lease ends a delivery is no longer begun.
+    `margin_s`: how long before its lease ends a delivery is no longer begun, at most a quarter of
+    the lease.
     """
 
     lease_s: float = 30.0
@@ -86,15 +93,19 @@ class Worker:
         self._config = config or WorkerConfig()
         self._jitter = jitter
         self._clock = clock
-        self._book = AddressBook(key_ring, clock)
+        self._destinations = Destinations(key_ring, clock)
         self._budget = Budget(self._config.concurrency, self._config.waiting_max)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrived: list[Lease] = []
         self._refused: list[Lease] = []
         self._arrival = asyncio.Event()
         self._ended: list[Settlement] = []
+        self._ended_since = 0.0
         self._end = asyncio.Event()
         self._gone: dict[int, str] = {}
+        self._health = Health()
+        self._watch = Watch(clock, self._arrival.set)
+        self._reported_at = 0.0
         self._running: dict[UUID, _Running] = {}
         self._stopping = False
         self.stale = 0
@@ -106,6 +117,7 @@ class Worker:
 
         Once the worker stops, what still arrives is given back to PostgreSQL at once.
         """
+        faults.passing("before", "receive")
         admitted = self._budget.acquire(len(ids))
         leases = [(delivery_id, token) for delivery_id in ids]
         loop = self._loop
@@ -113,6 +125,7 @@ class Worker:
             return  # the lease brings them back
         with suppress(RuntimeError):  # the loop closed meanwhile: likewise
             loop.call_soon_threadsafe(self._arrive, leases, admitted)
+        faults.passing("after", "receive")
 
     def _arrive(self, leases: list[Lease], admitted: bool) -> None:
         (self._arrived if admitted else self._refused).extend(leases)
@@ -184,11 +197,13 @@ class Worker:
         if self._arrived or self._refused:
             self._arrival.set()  # what the connection before this one left behind
         while not self._done():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrival.wait(), max(0.01, extend_at - self._clock()))
+            look_at = min(extend_at, self._watch.at)
+            await wait_at_most(self._arrival, max(0.01, look_at - self._clock()))
             self._arrival.clear()
             # One take a turn: however fast more arrives, what runs is extended in time.
-            if self._arrived:
+            if self._arrived and self._cannot_settle():
+                await asyncio.sleep(LOOK_S)
+            elif self._arrived:
                 await self._take(attempts)
             if self._arrived:
                 self._arrival.set()
@@ -196,6 +211,15 @@ class Worker:
             if self._clock() >= extend_at:
                 extend_at = self._clock() + extend_every
                 await self._extend(attempts)
+            for lost in await self._watch.look(attempts):
+                if (running := self._running.get(lost)) and running.task is not None:
+                    running.task.cancel()
+
+    def _cannot_settle(self) -> bool:
+        """Whether outcomes have waited so long that what is begun now would be repeated by others:
+        what is not begun runs out uncharged."""
+        waited_s = self._clock() - self._ended_since
+        return bool(self._ended) and waited_s > self._config.lease_s / 3
 
     async def _take(self, attempts: Attempts) -> None:
         leases = self._arrived[: self._config.take_max]
@@ -209,29 +233,14 @@ class Worker:
             self._budget.free(len(leases) - len(taken))
             log.info("worker.stale", leases=len(leases) - len(taken))
         try:
-            await self._load_endpoints(attempts, taken)
+            await self._destinations.load(attempts, taken)
         except BaseException:
-            self._ended.extend(self._settlement(one, None) for one in taken)
-            self._end.set()
+            for one in taken:
+                self._note_end(settlement_of(one, None, self._jitter))
             raise
         for one in taken:
             # Reckoned from before the statement: the lease can only be longer than we think.
             self._begin(_Running(one, asked_at + one.lease_left_s))
-
-    async def _load_endpoints(self, attempts: Attempts, taken: Sequence[Taken]) -> None:
-        wanted = {
-            (t.endpoint_id, t.endpoint_revision)
-            for t in taken
-            if t.endpoint_id is not None and t.endpoint_revision is not None
-        }
-        missing = self._book.missing(wanted)
-        if not missing:
-            return
-        for stored in await attempts.endpoints(missing):
-            try:
-                self._book.add(stored)
-            except OutboxError as error:
-                log.error("worker.secret_unusable", endpoint=stored.id, error=str(error))
 
     async def _give_back(self, attempts: Attempts) -> None:
         by_token: dict[int, list[UUID]] = {}
@@ -282,53 +291,44 @@ class Worker:
             outcome = from_exception(error)
             log.error("worker.processor_failed", delivery=str(taken.id), error=str(error))
         self._running.pop(taken.id, None)
-        self._ended.append(self._settlement(taken, outcome))
+        settlement = settlement_of(taken, outcome, self._jitter)
+        self._watch.ended(settlement)
+        self._note_end(settlement)
+        if outcome is not None:
+            lane = taken.endpoint_id or taken.subscription_id
+            self._health.note(lane, outcome.kind, taken.type)
         if outcome is not None and outcome.disable_endpoint and taken.endpoint_id is not None:
             self._gone[taken.endpoint_id] = outcome.reason
+
+    def _note_end(self, settlement: Settlement) -> None:
+        if not self._ended:
+            self._ended_since = self._clock()
+        self._ended.append(settlement)
         self._end.set()
 
     async def _perform(self, running: _Running) -> Outcome | None:
         taken = running.taken
-        if self._clock() >= running.until - self._config.margin_s:
+        margin_s = min(self._config.margin_s, self._config.lease_s / 4)
+        if self._clock() >= running.until - margin_s:
             return None
         processor = self._processors.get(taken.kind)
         if processor is None:
             return Outcome(Kind.INTERNAL, "no_processor", detail={"kind": taken.kind})
-        endpoint = self._endpoint(taken)
-        if endpoint is None:
+        work = self._destinations.work(taken)
+        if work is None:
             return Outcome(Kind.INTERNAL, "secret_unusable")
-        # Its lease is extended while it runs, so only the endpoint's own timeout bounds it; when
-        # the lease is lost all the same, `_guard` ends it.
-        deadline = asyncio.get_running_loop().time() + ATTEMPT_S_MAX
-        return await processor(_work(taken, endpoint), deadline)
-
-    def _endpoint(self, taken: Taken) -> Endpoint | None:
-        if taken.endpoint_id is None or taken.endpoint_revision is None:
-            return None
-        return self._book.find(taken.endpoint_id, taken.endpoint_revision)
-
-    def _settlement(self, taken: Taken, outcome: Outcome | None) -> Settlement:
-        verdict, detail = RELEASED, None
-        if outcome is not None:
-            age_left = None if taken.age_left_s is None else timedelta(seconds=taken.age_left_s)
-            verdict = judge(outcome, policy_of(taken.retry), taken.attempt, age_left, self._jitter)
-            detail = _detail(outcome, verdict)
-        return Settlement(
-            id=taken.id,
-            token=taken.token,
-            verdict=verdict.name,
-            charged=verdict.charged,
-            reason=verdict.reason,
-            delay_s=None if verdict.delay is None else verdict.delay.total_seconds(),
-            detail=detail,
-        )
+        if hops_of(work.headers) > HOPS_MAX:
+            return Outcome(Kind.REJECTED, "too_many_hops")
+        faults.passing("before", "request")
+        outcome = await in_time(processor, self._watch.begun(taken, work))
+        faults.passing("after", "request")
+        return outcome
 
     # -- settling -------------------------------------------------------------------------------
 
     async def _settle_loop(self, attempts: Attempts) -> None:
         while not self._done():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._end.wait(), 0.5)
+            await wait_at_most(self._end, 0.5)
             self._end.clear()
             while self._ended:
                 await self._settle(attempts)
@@ -336,17 +336,27 @@ class Worker:
                 await attempts.disable_endpoint(endpoint_id, reason)
                 del self._gone[endpoint_id]
                 log.warning("worker.endpoint_disabled", endpoint=endpoint_id, reason=reason)
+            await self._report(attempts)
+
+    async def _report(self, attempts: Attempts) -> None:
+        """Say how attempts went, a few times a second at most: nothing waits for it."""
+        now = self._clock()
+        if not self._health.lanes or now - self._reported_at < REPORT_S:
+            return
+        self._reported_at = now
+        open_lanes = await attempts.report(self._health.take())
+        if open_lanes:
+            log.warning("worker.circuit_open", lanes=open_lanes)
 
     async def _settle(self, attempts: Attempts) -> None:
-        batch = self._ended[: self._config.settle_max]
+        batch = fitting(self._ended[: self._config.settle_max], SETTLE_BYTES_MAX)
         try:
             ours = await attempts.settle(batch)
         except REFUSED as error:
-            # A detail that jsonb refuses: the outcome counts, the detail does not.
-            log.error("worker.detail_refused", error=describe(error))
-            ours = await attempts.settle([replace(one, detail=None) for one in batch])
+            ours = await self._settle_apart(attempts, batch, error)
         # Only now: after a lost connection the batch is settled again, and the token tells.
         del self._ended[: len(batch)]
+        self._ended_since = self._clock()
         self._budget.free(len(batch))
         lost = len(batch) - len(ours)
         self.stale += lost
@@ -360,31 +370,19 @@ class Worker:
         if self._stopping:
             self._arrival.set()
 
-
-def _work(taken: Taken, endpoint: Endpoint) -> Work:
-    return Work(
-        delivery_id=taken.id,
-        event_id=taken.event_id,
-        type=taken.type,
-        occurred_at=taken.occurred_at,
-        payload=taken.payload.encode(),
-        attempt=taken.attempt,
-        body_format=taken.body_format,
-        endpoint=endpoint,
-        org_id=taken.org_id,
-        subject=taken.subject,
-        headers=None if taken.headers is None else orjson.loads(taken.headers),
-    )
-
-
-def _detail(outcome: Outcome, verdict: Verdict) -> str | None:
-    detail = dict(outcome.detail)
-    if verdict.ended_by is not None:
-        detail["ended_by"] = verdict.ended_by
-    if not detail:
-        return None
-    try:
-        return orjson.dumps(detail, default=str).decode()
-    except (orjson.JSONEncodeError, ValueError):
-        # Failing to keep a response must never cost a delivery.
-        return '{"error": "the detail could not be kept"}'
+    async def _settle_apart(
+        self, attempts: Attempts, batch: Sequence[Settlement], error: BaseException
+    ) -> set[UUID]:
+        """Settle a batch that holds something PostgreSQL refuses. A detail that is no jsonb is left
+        out, for the outcome counts; effects that cannot be written undo their own attempt alone."""
+        log.error("worker.detail_refused", error=describe(error))
+        ours = await attempts.settle([replace(s, detail=None) for s in batch if s.effects is None])
+        for one in batch:
+            if one.effects is None:
+                continue
+            try:
+                ours |= await attempts.settle([replace(one, detail=None)])
+            except REFUSED as refusal:
+                log.error("worker.effects_refused", delivery=str(one.id), error=describe(refusal))
+                ours |= await attempts.settle([without_effects(one)])
+        return ours

@@ -13,24 +13,15 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from outbox.embedded import EmbeddedPostgres, EmbeddedRedis
+from tests.profiles import register
+from tests.scratch import close_scratch, open_scratch
 from tests.servers import PeerPostgres, open_server, server_version
 
 TEMPLATE = "outbox_template"
 
-settings.register_profile(
-    "dev", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.register_profile(
-    "ci",
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    print_blob=True,
-)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+register()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,6 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
     A run in the background may have SIGINT ignored; its children, which tests interrupt, must not.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    scratch = open_scratch()  # an xdist worker inherits that of its parent
+    if scratch is not None:
+        config.add_cleanup(lambda: close_scratch(scratch))
     if config.getoption("--hypothesis-seed") is None:
         config.option.hypothesis_seed = str(secrets.randbits(32))
 

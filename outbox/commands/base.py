@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -23,23 +23,54 @@ from outbox.errors import UsageError
 from outbox.settings import OPTIONS, Settings, load_settings
 
 if TYPE_CHECKING:
+    from outbox.broadcast import Transport
     from outbox.runtime import Courier, Processors
+    from outbox.store.subscriptions import KindSpec
+    from outbox.work import Work
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Preview(Protocol):
+    """A request as it would be sent, secrets masked; `refused` says why it would not be."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def refused(self) -> str | None: ...
 
 
 @dataclass
 class Wiring:
     """What the entry point hands to every command (`click.pass_obj`).
 
-    `open_courier` and `open_processors` make what runs; `check_url` and `check_headers` judge a
-    destination and custom headers and raise DestinationRefused or UsageError.
+    `open_courier`, `open_processors` and `open_transport` make what runs, `list_processors` says
+    what there is, `find_processors` imports the user's and raises UsageError; `check_url` and
+    `check_headers` judge a destination and custom headers and raise DestinationRefused or
+    UsageError; `specify` checks what a subscription of a kind asks for;
+    `preview` makes the request that an attempt would send, for subscriptions of kind `webhook`.
+    `fetch_artifact` reads a document by organization and content, `place_artifacts` says where
+    documents lie, and `tend_artifacts` removes the stored bytes that no artifact names any more.
     """
 
     open_courier: Callable[[Settings, str], Courier]
     open_processors: Callable[[Settings], AbstractAsyncContextManager[Processors]]
+    open_transport: Callable[[Settings], AbstractAsyncContextManager[Transport | None]]
+    list_processors: Callable[[Settings], list[dict[str, Any]]]
+    find_processors: Callable[[Settings], object]
     check_url: Callable[[Settings, str], None]
     check_headers: Callable[[Mapping[str, str]], None]
+    specify: Callable[[Settings, str, Mapping[str, Any]], KindSpec]
+    preview: Callable[[Settings, Work], Preview]
+    fetch_artifact: Callable[[Settings, str | None, str], bytes]
+    place_artifacts: Callable[[Settings, Sequence[tuple[str | None, str]]], list[dict[str, Any]]]
+    tend_artifacts: Callable[[Settings], int]
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     flags: dict[str, str] = field(default_factory=dict)
 
@@ -70,20 +101,26 @@ class SettingOption(click.Option):
 def setting_option(name: str) -> SettingOption:
     """The option of one setting, by the setting's name, or `config`."""
 
-    def keep(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
-        if value is not None:
-            ctx.find_object(Wiring).flags[name] = value  # type: ignore[union-attr]
+    def keep(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        if value is not None and value != ():
+            text = ",".join(value) if isinstance(value, tuple) else value
+            ctx.find_object(Wiring).flags[name] = text  # type: ignore[union-attr]
 
+    words = {option.name: option.word for option in OPTIONS} | {"config": "config"}
     texts = {option.name: option.help for option in OPTIONS} | {"config": "TOML file of settings"}
     return SettingOption(
-        [f"--{name.replace('_', '-')}"],
-        envvar=f"OUTBOX_{name.upper()}",
+        [f"--{words[name].replace('_', '-')}"],
+        envvar=f"OUTBOX_{words[name].upper()}",
         show_envvar=True,
         expose_value=False,
         callback=keep,
+        multiple=name == "imports",
         help=f"{texts[name].capitalize() if texts[name][0].islower() else texts[name]}.",
-        metavar="PATH" if name in {"config", "ca_file"} else "URL" if "url" in name else "VALUE",
+        metavar=_METAVARS.get(name) or ("URL" if "url" in name else "VALUE"),
     )
+
+
+_METAVARS = {"config": "PATH", "ca_file": "PATH", "imports": "MODULE"}
 
 
 def takes_settings(*names: str) -> Callable[[Decorated], Decorated]:
@@ -135,6 +172,25 @@ class Moment(click.ParamType[datetime]):
             example = "2030-01-31T12:00:00Z"
             self.fail(f"{value!r} is not a time with an offset; write {example}", param, ctx)
         return moment
+
+
+class PerSecond(click.ParamType[float]):
+    """A rate such as `50/s`, or `50`; a number above zero inside."""
+
+    name = "n/s"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            rate = float(value.removesuffix("/s"))
+        except ValueError:
+            rate = 0.0
+        if not 0.01 <= rate <= 1_000_000:
+            self.fail(f"{value!r} is not a rate; write for example 50/s", param, ctx)
+        return rate
 
 
 class Names(click.ParamType[tuple[str, ...]]):

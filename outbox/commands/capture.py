@@ -43,6 +43,15 @@ OPERATIONS = ("insert", "update", "delete", "truncate")
 @click.option("--exclude", type=Names(), metavar="COL,..", help="Capture all but these columns.")
 @click.option("--when", "condition", metavar="SQL", help="Capture only rows for which this holds.")
 @click.option("--old/--no-old", default=True, show_default=True, help="Keep the old record.")
+@click.option(
+    "--broadcast",
+    type=click.Choice(["direct"]),
+    help="Broadcast the changes from the transactions themselves, and capture nothing: no hop, no"
+    " retry, two transaction ids a row. With --org-column, --topic and --include alone.",
+)
+@click.option(
+    "--topic", metavar="PREFIX:{org_id}", help="With --broadcast.  [default: orders:{org_id}]"
+)
 @json_option
 @pass_wiring
 def watch(
@@ -56,6 +65,8 @@ def watch(
     exclude: tuple[str, ...] | None,
     condition: str | None,
     old: bool,
+    broadcast: str | None,
+    topic: str | None,
     as_json: bool,
 ) -> None:
     """Capture each change of a table as an event, in the transaction that makes it.
@@ -70,6 +81,21 @@ def watch(
             raise UsageError(f"{option} is empty; leave it out, or name what it stands for")
     if unknown := [name for name in operations if name not in OPERATIONS]:
         raise UsageError(f"--on {unknown[0]!r} is no operation; write {','.join(OPERATIONS)}")
+    if broadcast is not None:
+        given = (
+            type_prefix,
+            subject_columns,
+            exclude,
+            condition,
+            operations != OPERATIONS,
+            not old,
+        )
+        if any(given):
+            raise UsageError("--broadcast direct takes --org-column, --topic and --include alone")
+        _broadcast(wiring, table, org_column, topic, include or (), as_json)
+        return
+    if topic is not None:
+        raise UsageError("--topic goes with --broadcast direct")
     with connect(wiring.database) as connection:
         changed = watching.watch(
             connection,
@@ -89,6 +115,32 @@ def watch(
     say(f"watching {table}" if changed else f"already watching {table}: nothing changed")
     if org_column is None:
         say("without --org-column its events reach only subscriptions made with --all-orgs")
+
+
+def _broadcast(
+    wiring: Wiring,
+    table: str,
+    org_column: str | None,
+    topic: str | None,
+    include: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    from outbox.store.connect import connect
+    from outbox.store.watching import broadcast_direct
+
+    prefix, colon, rest = (topic or "orders:{org_id}").partition(":")
+    if colon != ":" or rest != "{org_id}":
+        raise UsageError(f"--topic {topic!r} is not of the form orders:{{org_id}}")
+    if org_column is None:
+        raise UsageError("--broadcast direct needs --org-column: each topic is an organization's")
+    with connect(wiring.database) as connection:
+        broadcast_direct(
+            connection, table, org_column=org_column, topic_prefix=prefix, include=include
+        )
+    if as_json:
+        print_json({"table": table, "broadcast": "direct", "topic": f"{prefix}:{{org_id}}"})
+    else:
+        say(f"broadcasting {table} to {prefix}:{{org_id}}, directly")
 
 
 @click.command()

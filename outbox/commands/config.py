@@ -19,8 +19,8 @@ def config(wiring: Wiring, as_json: bool) -> None:
     shown = settings.shown()
     rows = [
         {
-            "setting": option.name,
-            "value": shown[option.name],
+            "setting": option.word,
+            "value": shown[option.word],
             "source": settings.sources.get(option.name, "default"),
             "variable": option.variable,
         }

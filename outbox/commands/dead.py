@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -12,6 +13,8 @@ import click
 
 from outbox.commands.base import (
     Moment,
+    PerSecond,
+    Preview,
     Wiring,
     json_option,
     pass_wiring,
@@ -25,7 +28,8 @@ from outbox.commands.subscriptions import ObjectId, org_option
 from outbox.errors import NotFound, OutboxError, UsageError
 
 if TYPE_CHECKING:
-    from outbox.store.dead import Selection
+    from outbox.store.dead import Pace, Selection
+    from outbox.store.deliveries import Connection
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -38,6 +42,9 @@ _died_of = click.option("--died-of", metavar="REASON", help=_DIED_OF)
 # Not called --reason: discard asks for one of its own, and the two would be mixed up.
 _reason = click.option("--died-of", "reason", metavar="REASON", help=_DIED_OF)
 _since = click.option("--since", type=Moment(), help="Only those that died since.")
+_until = click.option("--until", type=Moment(), help="Only those that died before then.")
+_types = click.option("--type", "types", metavar="TYPE,..", help="Only of these events: orders.*.")
+_subject = click.option("--subject", help="Only of events about this, such as orders/42.")
 
 
 @click.group()
@@ -49,7 +56,10 @@ def dead() -> None:
 @org_option
 @_endpoint
 @_reason
+@_types
+@_subject
 @_since
+@_until
 @click.option(
     "--limit", type=click.IntRange(1, ROWS_MAX), default=100, show_default=True, help="Rows."
 )
@@ -61,7 +71,10 @@ def list_(
     org: str | None,
     endpoint: int | None,
     reason: str | None,
+    types: str | None,
+    subject: str | None,
     since: datetime | None,
+    until: datetime | None,
     limit: int,
     by_reason: bool,
     as_json: bool,
@@ -73,7 +86,8 @@ def list_(
     from outbox.store.connect import connect
     from outbox.store.dead import Selection, dead_reasons, list_dead
 
-    selection = Selection(org=org, endpoint_id=endpoint, reason=reason, since=since)
+    patterns = _patterns(types)
+    selection = Selection(None, org, endpoint, reason, since, until, patterns, subject)
     with connect(wiring.database, autocommit=True) as connection:
         reasons = dead_reasons(connection, selection) if by_reason or not as_json else []
         rows = [] if by_reason else list_dead(connection, selection, rows_max=limit)
@@ -91,19 +105,88 @@ def list_(
 @dead.command()
 @click.argument("delivery", type=click.UUID, metavar="ID")
 @org_option
+@click.option("--body", "body_alone", is_flag=True, help="Write the request's body and no more.")
 @json_option
 @pass_wiring
-def show(wiring: Wiring, delivery: UUID, org: str | None, as_json: bool) -> None:
-    """Show one dead letter with its whole journal."""
+def show(wiring: Wiring, delivery: UUID, org: str | None, body_alone: bool, as_json: bool) -> None:
+    """Show one dead letter: its whole journal, and the request that a redrive would send.
+
+    The body is the same to the byte; values of custom headers and the signature are masked.
+    """
     from outbox.store.connect import connect
     from outbox.store.deliveries import show_delivery
 
     with connect(wiring.database, autocommit=True) as connection:
         fields = show_delivery(connection, delivery, org)
-    if fields["state"] != "dead":
-        raise NotFound(f"delivery {delivery} is {fields['state']}, not dead; see: "
-                       f"outbox deliveries show {delivery}")  # fmt: skip
-    print_json(fields) if as_json else print_story(fields)
+        if fields["state"] != "dead":
+            raise NotFound(f"delivery {delivery} is {fields['state']}, not dead; see: "
+                           f"outbox deliveries show {delivery}")  # fmt: skip
+        request = _request(wiring, connection, delivery, org)
+    if body_alone:
+        _write_body(request)
+    elif as_json:
+        print_json(fields | {"request": None if request is None else _request_fields(request)})
+    else:
+        print_story(fields)
+        _print_request(request)
+
+
+def _request(
+    wiring: Wiring, connection: Connection, delivery: UUID, org: str | None
+) -> Preview | None:
+    """The request that would be sent; None where none would be: the destination is removed, or is
+    no webhook."""
+    from outbox.addressbook import open_endpoint
+    from outbox.attempt import work_of
+    from outbox.secrets import KeyRing
+    from outbox.store.dead import letter_as_taken
+    from outbox.store.endpoints import load_endpoint
+
+    taken = letter_as_taken(connection, delivery, org)
+    if taken.kind != "webhook" or taken.endpoint_id is None:
+        return None
+    try:
+        stored = replace(load_endpoint(connection, taken.endpoint_id, None), keys=())
+    except NotFound:
+        return None
+    settings = wiring.settings
+    if not settings.secret_key:
+        if stored.headers_sealed is not None:
+            say("custom headers are left out: OUTBOX_SECRET_KEY, which opens them, is not set")
+        stored = replace(stored, headers_sealed=None)
+    ring = settings.key_ring() if settings.secret_key else KeyRing([bytes(32)])
+    return wiring.preview(settings, work_of(taken, open_endpoint(stored, ring)))
+
+
+def _request_fields(request: Preview) -> dict[str, object]:
+    return {
+        "method": request.method,
+        "url": request.url,
+        "headers": [list(header) for header in request.headers],
+        "body": request.body.decode(),
+        "refused": request.refused,
+    }
+
+
+def _print_request(request: Preview | None) -> None:
+    click.echo()
+    if request is None:
+        say("no request would be sent: the destination is removed or is no webhook")
+        return
+    if request.refused is not None:
+        say(f"this request would be refused: {request.refused}")
+    click.echo(f"{request.method} {request.url}")
+    for name, value in request.headers:
+        click.echo(f"{name}: {value}")
+    click.echo()
+    _write_body(request)
+    click.echo()
+
+
+def _write_body(request: Preview | None) -> None:
+    if request is None:
+        raise OutboxError("no request would be sent: the destination is removed or is no webhook")
+    click.echo(request.body, nl=False)
 
 
 def _selects(command: Decorated) -> Decorated:
@@ -111,9 +194,16 @@ def _selects(command: Decorated) -> Decorated:
     ids = click.argument("ids", type=click.UUID, nargs=-1, metavar="[ID]...")
     everything = click.option("--all", "everything", is_flag=True, help="Every dead letter.")
     dry_run = click.option("--dry-run", is_flag=True, help="Count alone, change nothing.")
-    for option in (json_option, dry_run, _since, everything, org_option, _endpoint, ids):
+    chosen = (_until, _since, _subject, _types, org_option, _endpoint)
+    for option in (json_option, dry_run, everything, *chosen, ids):
         command = option(command)
     return command
+
+
+def _patterns(types: str | None) -> tuple[str, ...] | None:
+    from outbox.store.subscriptions import parse_patterns
+
+    return None if types is None else parse_patterns(types)
 
 
 def _selection(
@@ -122,17 +212,25 @@ def _selection(
     endpoint: int | None,
     reason: str | None,
     since: datetime | None,
+    until: datetime | None,
+    types: str | None,
+    subject: str | None,
+    *,
     everything: bool,
 ) -> Selection:
     """What was chosen; nothing chosen is a mistake, not everything."""
     from outbox.store.dead import Selection
 
-    conditions = [org, endpoint, reason, since]
+    conditions = [org, endpoint, reason, since, until, types, subject]
     if not ids and not everything and all(value is None for value in conditions):
-        raise UsageError("say which: ids, --endpoint, --org, --died-of, --since or --all")
+        raise UsageError(
+            "say which: ids, --endpoint, --org, --type, --subject, --died-of, --since, --until or"
+            " --all"
+        )
     if everything and ids:
         raise UsageError("--all and ids exclude each other")
-    return Selection(list(ids) or None, org, endpoint, reason, since)
+    patterns = _patterns(types)
+    return Selection(list(ids) or None, org, endpoint, reason, since, until, patterns, subject)
 
 
 @dead.command()
@@ -141,6 +239,7 @@ def _selection(
 @click.option(
     "--ignore-expiry", is_flag=True, help="Redrive what is past its expiry too, without one."
 )
+@click.option("--rate", type=PerSecond(), metavar="N/s", help="At most so many a second.")
 @pass_wiring
 def redrive(
     wiring: Wiring,
@@ -149,25 +248,47 @@ def redrive(
     org: str | None,
     everything: bool,
     reason: str | None,
+    types: str | None,
+    subject: str | None,
     since: datetime | None,
+    until: datetime | None,
+    rate: float | None,
     ignore_expiry: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Give dead letters a fresh budget of attempts, due now.
+    """Give dead letters a fresh budget of attempts, due now, behind fresh deliveries and retries.
 
-    Letters past their expiry need --ignore-expiry; those of removed destinations stay dead.
+    Letters past their expiry need --ignore-expiry; those of removed destinations stay dead. Cut
+    off, run it again: what is redriven is no dead letter any more.
     """
     from outbox.store import dead as store
     from outbox.store.connect import connect
 
-    selection = _selection(ids, org, endpoint, reason, since, everything)
+    selection = _selection(
+        ids, org, endpoint, reason, since, until, types, subject, everything=everything
+    )
     with connect(wiring.database, autocommit=True) as connection:
-        done = store.redrive(connection, selection, ignore_expiry=ignore_expiry, dry_run=dry_run)
+        done = store.redrive(
+            connection,
+            selection,
+            ignore_expiry=ignore_expiry,
+            dry_run=dry_run,
+            pace=_pace(rate),
+        )
     fields = asdict(done) | {"dry_run": dry_run}
     print_json(fields) if as_json else print_fields(fields)
     if ids and not done.redriven:
         _refused(done.unknown == len(set(ids)), "redriven")
+
+
+def _pace(rate: float | None) -> Pace:
+    """As asked for; a person at a terminal sees how far it is."""
+    from outbox.store.dead import Pace
+
+    if not sys.stderr.isatty():
+        return Pace(rate)
+    return Pace(rate, lambda done: click.echo(f"\rredriven {done}", nl=False, err=True))
 
 
 @dead.command()
@@ -182,7 +303,10 @@ def discard(
     org: str | None,
     everything: bool,
     died_of: str | None,
+    types: str | None,
+    subject: str | None,
     since: datetime | None,
+    until: datetime | None,
     why: str | None,
     dry_run: bool,
     as_json: bool,
@@ -191,7 +315,9 @@ def discard(
     from outbox.store import dead as store
     from outbox.store.connect import connect
 
-    selection = _selection(ids, org, endpoint, died_of, since, everything)
+    selection = _selection(
+        ids, org, endpoint, died_of, since, until, types, subject, everything=everything
+    )
     if why is None and not dry_run:
         raise UsageError("say why with --reason TEXT; the journal keeps it")
     with connect(wiring.database, autocommit=True) as connection:

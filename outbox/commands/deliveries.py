@@ -1,15 +1,17 @@
-"""`outbox deliveries`: what is owed, the story of one delivery, and calling it off."""
+"""`outbox deliveries`: what is owed, the story of one delivery, calling it off and moving it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import click
 
 from outbox.commands.base import (
+    Duration,
+    Moment,
     Wiring,
     json_option,
     pass_wiring,
@@ -17,6 +19,7 @@ from outbox.commands.base import (
     print_json,
     print_rows,
 )
+from outbox.commands.story import lines
 from outbox.commands.subscriptions import ObjectId, org_option, say_more
 from outbox.errors import NotFound, OutboxError
 
@@ -32,12 +35,15 @@ _COLUMNS = (
     "budget",
     "held_reason",
 )
-_STORY = ("at", "fact", "budget", "attempt", "charged", "reason", "due_at", "detail")
+_ASIDE = frozenset(
+    "due_at lease_until started_at progress held_reason held_at expires_at reason died_at".split()
+)
+"""Left out where empty."""
 
 
 @click.group()
 def deliveries() -> None:
-    """List, show and cancel deliveries."""
+    """List, show, cancel and reschedule deliveries."""
 
 
 @deliveries.command("list")
@@ -45,6 +51,7 @@ def deliveries() -> None:
 @click.option("--endpoint", type=ObjectId, metavar="ID", help="Only to this endpoint.")
 @click.option("--subscription", type=ObjectId, metavar="ID", help="Only of this subscription.")
 @click.option("--state", type=click.Choice(["scheduled", "leased", "held"]), help="Only these.")
+@click.option("--tag", metavar="TAG", help="Only of subscriptions with this tag.")
 @click.option("--before", type=click.UUID, metavar="ID", help="Begin below this id.")
 @click.option(
     "--limit", type=click.IntRange(1, ROWS_MAX), default=100, show_default=True, help="Rows."
@@ -57,6 +64,7 @@ def list_(
     endpoint: int | None,
     subscription: int | None,
     state: str | None,
+    tag: str | None,
     before: UUID | None,
     limit: int,
     as_json: bool,
@@ -72,6 +80,7 @@ def list_(
             endpoint_id=endpoint,
             subscription_id=subscription,
             state=state,
+            tag=tag,
             before=before,
             rows_max=limit,
         )
@@ -97,13 +106,48 @@ def show(wiring: Wiring, delivery: UUID, org: str | None, as_json: bool) -> None
 
 def print_story(fields: Mapping[str, Any]) -> None:
     """Print a delivery for people: what it is, then what happened."""
-    print_fields({name: value for name, value in fields.items() if name != "journal"})
+    apart = {name for name, value in fields.items() if name in _ASIDE and value is None}
+    print_fields({k: v for k, v in fields.items() if k not in apart and k != "journal"})
     click.echo()
-    facts = [dict(fact) for fact in fields["journal"]]
-    for fact in facts:
-        if fact.get("detail") is not None:
-            fact["detail"] = json.dumps(fact["detail"], ensure_ascii=False)
-    print_rows(facts, _STORY)
+    for line in lines(fields):
+        click.echo(line)
+
+
+@deliveries.command()
+@click.argument("ids", type=click.UUID, nargs=-1, required=True, metavar="ID...")
+@click.option("--at", type=Moment(), help="Due then.")
+@click.option("--in", "wait", type=Duration(), help="Due that long from now; 0s is now.")
+@org_option
+@json_option
+@pass_wiring
+def reschedule(
+    wiring: Wiring,
+    ids: tuple[UUID, ...],
+    at: datetime | None,
+    wait: timedelta | None,
+    org: str | None,
+    as_json: bool,
+) -> None:
+    """Move the due time of deliveries that wait, sooner or later."""
+    from outbox.store.connect import connect
+    from outbox.store.deliveries import reschedule_deliveries
+
+    with connect(wiring.database, autocommit=True) as connection:
+        done = reschedule_deliveries(connection, ids, org, at=at, wait=wait)
+    fields = {
+        "rescheduled": done.rescheduled,
+        "running": done.running,
+        "ended": done.ended,
+        "unknown": done.unknown,
+    }
+    print_json(fields) if as_json else print_fields({k: len(v) for k, v in fields.items()})
+    if done.rescheduled:
+        return
+    if done.running:
+        raise OutboxError("nothing was rescheduled: a worker has these deliveries at this moment")
+    if done.ended:
+        raise OutboxError("nothing was rescheduled: these deliveries have ended already")
+    raise NotFound("there is no such delivery, or its history is past retention")
 
 
 @deliveries.command()
@@ -115,7 +159,8 @@ def print_story(fields: Mapping[str, Any]) -> None:
 def cancel(
     wiring: Wiring, ids: tuple[UUID, ...], reason: str, org: str | None, as_json: bool
 ) -> None:
-    """Call off live deliveries. What is being sent at this moment may still arrive."""
+    """Call off live deliveries. An attempt that runs is told to stop within seconds; what it has
+    sent by then may still arrive."""
     from outbox.store.connect import connect
     from outbox.store.deliveries import cancel_deliveries
 

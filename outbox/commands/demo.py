@@ -61,16 +61,25 @@ def demo(
     """Rows change, signed webhooks arrive: the whole pipeline, everything embedded.
 
     A real PostgreSQL, a shop whose sessions write orders, capture, daemon, worker, and receivers
-    that verify each signature with the package standardwebhooks; some misbehave for a while.
+    that verify each signature with the package standardwebhooks; some misbehave for a while. Some
+    paid orders get an invoice, which becomes a PDF, which is mailed. Every change of an order, and
+    every document, is broadcast to the screens of its organization through the stand-in for
+    Supabase Realtime; a page shows two organizations side by side.
 
-    Counted are: `events` in the log; `deliveries`, the pairs of event and subscription that
-    matched; `delivered`, those that a receiver answered 2xx and the journal calls delivered;
-    `lost`, those that are neither delivered nor live nor dead, and changes without an event;
-    `duplicates`, ids answered 2xx more than once; `signatures_verified`, ids answered 2xx whose
-    every request verified; `latency_ms`, from commit to first receipt, of the receivers that were
-    healthy all along; `seconds`, from the first write until all was settled.
+    Counted are: `events` of the shop in the log; `deliveries`, the pairs of event and webhook
+    subscription that matched; `delivered`, those that a receiver answered 2xx and the journal calls
+    delivered; `lost`, those that are neither delivered nor live nor dead, documents, e-mails and
+    broadcasts that are not where they should be, and changes without an event; `duplicates`, ids
+    answered 2xx more than once; `signatures_verified`, ids answered 2xx whose every request
+    verified; `documents`, invoices rendered as PDF and stored; `emails`, those that came with one
+    attached; `broadcasts`, the `settled` ones (each is exactly one message of realtime.messages, or
+    lost), those `received` by a screen of their organization over its own socket (from there on
+    Realtime delivers at most once), and those heard by a screen `of_another_organization`;
+    `latency_ms`, from commit to first receipt, of the receivers that were healthy all along;
+    `seconds`, from the first write until all was settled.
 
-    Exit code 13 if anything was lost.
+    Exit code 13 if anything was lost, 1 if anything crossed, was forged, or was not heard though no
+    connection was cut.
     """
     from outbox.demo.run import Demo, Options
 
@@ -79,7 +88,7 @@ def demo(
     seed = secrets.randbelow(SEED_MAX) if seed is None else seed
     console, view = _view(as_json)
     options = Options(orders=orders, seed=seed, broker=broker, keep=keep)
-    one = Demo(options, wiring.open_courier, wiring.open_processors, view)
+    one = Demo(options, wiring.open_courier, wiring.open_processors, wiring.specify, view)
     logs = _quiet_logs(debug=wants_traceback(wiring.environ))
     try:
         report = _run(one, lambda report, found: _show(report, found, console, one, as_json))
@@ -123,7 +132,7 @@ def _surroundings(settings: Settings) -> list[str]:
     ranges = ",".join(map(str, settings.egress_allow_cidrs))
     return [
         "",
-        "PostgreSQL, daemon and receivers go on until Ctrl-C. In another terminal:",
+        "Everything goes on until Ctrl-C, and a few orders still come in. In another terminal:",
         "",
         f"export OUTBOX_DATABASE_URL='{settings.database}'",
         f"export OUTBOX_SECRET_KEY='{settings.secret_key}'",

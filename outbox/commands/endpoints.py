@@ -25,16 +25,16 @@ from outbox.commands.base import (
     split_header,
     takes_settings,
 )
+from outbox.commands.rules import read_rule, rule_options
 from outbox.commands.subscriptions import (
     ObjectId,
     after_option,
     aligned_fields,
     org_option,
-    read_rule,
     removed_option,
-    rule_options,
     say_more,
 )
+from outbox.durations import parse_duration
 from outbox.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
@@ -112,28 +112,40 @@ def _secret_text(text: str) -> str:
     show_default=True,
     help="Whether an answer of 410 disables the endpoint.",
 )
+@click.option(
+    "--circuit/--no-circuit",
+    default=True,
+    show_default=True,
+    help="Probe it when it has been down for 30s, instead of trying every delivery.",
+)
+@click.option(
+    "--disable-after",
+    metavar="DURATION|never",
+    default="5d",
+    show_default=True,
+    help="Disable it when it has accepted nothing for so long; what is owed is held.",
+)
 @click.option("--secret", metavar="@FILE", help="Take over an existing whsec_ or whsk_ key.")
 @_egress
 @json_option
 @pass_wiring
 def add(
     wiring: Wiring,
+    /,
     org: str | None,
     all_orgs: bool,
     url: str,
-    events: str,
-    filter_text: str | None,
-    retry: str | None,
-    max_age: timedelta | None,
-    body: str,
     concurrency: int,
     rate: str | None,
     timeout: timedelta,
     header: tuple[str, ...],
     signing: str,
     gone_disables: bool,
+    circuit: bool,
+    disable_after: str,
     secret: str | None,
     as_json: bool,
+    **rule_given: Any,
 ) -> None:
     """Add an endpoint, its key and its first subscription. The secret is shown this once."""
     from outbox.store.connect import connect
@@ -144,13 +156,15 @@ def add(
     spec = EndpointSpec(
         url=url,
         org_id=org,
-        rule=read_rule(events, filter_text, retry, max_age, body),
+        rule=read_rule(**rule_given),
         concurrency=concurrency,
         rate_per_s=None if rate is None else read_rate(rate),
         timeout=timeout,
         headers=read_headers(header),
         signing=signing,
         gone_disables=gone_disables,
+        circuit=circuit,
+        disable_after=None if disable_after == "never" else parse_duration(disable_after),
         secret=None if secret is None else _secret_text(secret),
     )
     wiring.check_headers(spec.headers)
@@ -218,7 +232,8 @@ def show(wiring: Wiring, endpoint: int, org: str | None, as_json: bool) -> None:
     click.echo()
     print_rows(fields["keys"], ("id", "kind", "created_at", "expires_at"))
     click.echo()
-    print_rows(fields["subscriptions"], ("id", "events", "filter", "retry", "body", "state"))
+    columns = ("id", "events", "filter", "retry", "body", "order", "state")
+    print_rows(fields["subscriptions"], columns)
 
 
 def _change(wiring: Wiring, action: str, endpoint: int, org: str | None, as_json: bool) -> None:
@@ -353,7 +368,7 @@ async def _send(wiring: Wiring, settings: Settings, work: Work) -> Outcome:
         processor = processors.get("webhook")
         if processor is None:
             raise ConfigurationError("this installation has no webhook processor")
-        until = asyncio.get_running_loop().time() + work.endpoint.timeout.total_seconds()
+        until = asyncio.get_running_loop().time() + work.destination.timeout.total_seconds()
         return await processor(work, until)
 
 

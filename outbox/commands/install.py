@@ -26,7 +26,8 @@ def migrate(wiring: Wiring, check: bool, as_sql: bool, as_json: bool) -> None:
         click.echo(store.migration_sql(wiring.settings.instance), nl=False)
         return
     if not check:
-        _report("applied", store.migrate(wiring.database, wiring.settings.instance), as_json)
+        done = store.migrate(wiring.database, wiring.settings.instance, tell=say)
+        _report("applied", done, as_json)
         return
     pending = store.pending_migrations(wiring.database)
     _report("pending", pending, as_json)
@@ -87,6 +88,8 @@ def uninstall(wiring: Wiring, yes: bool, as_json: bool) -> None:
     click.echo(f"{verb} the schema outbox with all events and its journal")
     for table in removal.watched:
         click.echo(f"{verb} capture on {table}")
+    for what in removal.realtime:
+        click.echo(f"{verb} {what}")
     for name, count in (
         ("events not yet routed", removal.pending),
         ("deliveries still owed", removal.live),

@@ -13,22 +13,23 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-import structlog
 
+from outbox import faults
 from outbox.commands.base import Wiring, pass_wiring, takes_settings
 from outbox.errors import ConfigurationError, UsageError
+from outbox.logs import get_logger
 from outbox.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
     from outbox.runtime import Until
     from outbox.secrets import KeyRing
 
-log = structlog.get_logger("outbox.run")
+log = get_logger("outbox.run")
 
 PROCESSES_MAX = 256
 
 _common = takes_settings(
-    "listen_url", "broker_url", "instance", "lease", "grace", "retention", "log_format"
+    "listen_url", "broker_url", "instance", "lease", "grace", "retention", "log_format", "imports"
 )
 
 
@@ -101,6 +102,9 @@ def _prepare(wiring: Wiring, *, needs_keys: bool) -> tuple[KeyRing | None, str]:
     from outbox.store.preflight import preflight
 
     settings = wiring.settings
+    faults.arm(wiring.environ)
+    if needs_keys:
+        wiring.find_processors(settings)  # what cannot be imported is said here, not by children
     configure_logs(settings.log_format, debug=settings.debug)
     ring = settings.key_ring() if settings.secret_key else None
     namespace = preflight(settings.database, settings.instance, ring, needs_keys=needs_keys)
@@ -121,14 +125,16 @@ async def _daemon(
     courier = wiring.open_courier(settings, namespace)
     beside = asyncio.create_task(supervisor.run(stop, _grace_s(settings)))
     try:
-        await run_daemon(
-            settings,
-            courier,
-            stop=stop,
-            open_processors=wiring.open_processors if settings.in_memory else None,
-            ring=ring,
-            until=until,
-        )
+        async with wiring.open_transport(settings) as transport:
+            await run_daemon(
+                settings,
+                courier,
+                stop=stop,
+                open_processors=wiring.open_processors if settings.in_memory else None,
+                ring=ring,
+                until=until,
+                transport=transport,
+            )
     finally:
         stop.set()
         await beside

@@ -1,16 +1,19 @@
-"""`outbox subscriptions`: which events go to which endpoint. Also owns the options that describe
-a rule, which `outbox endpoints add` shares."""
+"""`outbox subscriptions`: which events go where."""
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from outbox.commands.base import (
     Duration,
+    PerSecond,
     Wiring,
     json_option,
     pass_wiring,
@@ -18,13 +21,14 @@ from outbox.commands.base import (
     print_json,
     print_rows,
     say,
+    takes_settings,
 )
+from outbox.commands.rules import broadcast_options, read_rule, rule_options
+from outbox.errors import UsageError
 
 if TYPE_CHECKING:
     from outbox.store.deliveries import Aligned
-    from outbox.store.subscriptions import Moved, Rule
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+    from outbox.store.subscriptions import Moved
 
 ObjectId = click.IntRange(1, 2**63 - 1)
 """The id of an endpoint, a subscription or an event."""
@@ -35,60 +39,21 @@ after_option = click.option(
     "--after", type=click.IntRange(0), default=0, metavar="ID", help="Begin above this id."
 )
 
-_COLUMNS = ("id", "endpoint", "org", "events", "filter", "state", "endpoint_state", "body")
+CONFIG_CHARS_MAX = 256 * 1024
 
-
-def rule_options(command: Decorated) -> Decorated:
-    """The options that `read_rule` reads."""
-    for option in reversed(_RULE):
-        command = option(command)
-    return command
-
-
-_RULE = (
-    click.option(
-        "--events",
-        required=True,
-        metavar="TYPE,..",
-        help="Event types by comma: exact, orders.* or *.",
-    ),
-    click.option(
-        "--filter",
-        "filter_text",
-        metavar="JSONPATH",
-        help="Only events whose payload fulfils this SQL/JSON path predicate, such as"
-        " '$.record.total > 100'.",
-    ),
-    click.option(
-        "--retry",
-        metavar="SPEC",
-        help="Delays such as 1s,5s,5m or exp:base=5s,factor=2,cap=1h,attempts=12."
-        "  [default: 5s,5m,30m,2h,5h,10h,14h,20h,24h]",
-    ),
-    click.option("--max-age", type=Duration(), help="Give up when this much time has passed."),
-    click.option(
-        "--body",
-        type=click.Choice(["standard", "database-webhook"]),
-        default="standard",
-        show_default=True,
-        help="Form of the body.",
-    ),
+_COLUMNS = (
+    "id",
+    "kind",
+    "endpoint",
+    "org",
+    "events",
+    "filter",
+    "state",
+    "endpoint_state",
+    "body",
+    "order",
+    "tags",
 )
-
-
-def read_rule(
-    events: str, filter_text: str | None, retry: str | None, max_age: timedelta | None, body: str
-) -> Rule:
-    """The rule that the options describe. Raises UsageError."""
-    from outbox.store.subscriptions import BODY_FORMATS, DEFAULT_RETRY, Rule, parse_patterns
-
-    return Rule(
-        patterns=parse_patterns(events),
-        filter=filter_text,
-        retry=retry if retry is not None else DEFAULT_RETRY,
-        max_age=max_age,
-        body_format=BODY_FORMATS[body],
-    )
 
 
 def aligned_fields(aligned: Aligned) -> dict[str, int]:
@@ -102,39 +67,130 @@ def aligned_fields(aligned: Aligned) -> dict[str, int]:
 
 @click.group()
 def subscriptions() -> None:
-    """Add and manage subscriptions: which events go to which endpoint."""
+    """Add and manage subscriptions: which events go where."""
 
 
 @subscriptions.command()
-@click.option("--endpoint", type=ObjectId, required=True, metavar="ID", help="Where events go.")
+@click.option("--endpoint", type=ObjectId, metavar="ID", help="Where webhooks go.")
+@click.option(
+    "--kind",
+    default="webhook",
+    show_default=True,
+    metavar="KIND",
+    help="webhook, another kind of destination, or the name of a processor of yours.",
+)
+@click.option(
+    "--config", "config_path", metavar="FILE|-", help="What the kind asks for, as TOML or JSON."
+)
+@click.option("--all-orgs", is_flag=True, help="Events of all organizations (not for webhooks).")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="Deliveries at once (not for webhooks).",
+)
+@click.option("--rate", type=PerSecond(), help="Deliveries a second at most (not for webhooks).")
+@click.option(
+    "--timeout", type=Duration(), help="How long one attempt may take (not for webhooks)."
+)
+@broadcast_options
 @rule_options
+@takes_settings("imports")
 @org_option
 @json_option
 @pass_wiring
 def add(
     wiring: Wiring,
-    endpoint: int,
-    events: str,
-    filter_text: str | None,
-    retry: str | None,
-    max_age: timedelta | None,
-    body: str,
+    /,
+    endpoint: int | None,
+    kind: str,
+    config_path: str | None,
+    all_orgs: bool,
+    concurrency: int | None,
+    rate: float | None,
+    timeout: timedelta | None,
+    topic: str | None,
+    transport: str | None,
+    include: tuple[str, ...] | None,
+    private: bool | None,
+    event_name: str | None,
+    coalesce: str | None,
     org: str | None,
     as_json: bool,
+    **rule_given: Any,
 ) -> None:
-    """Subscribe an existing endpoint to more events."""
+    """Subscribe an existing endpoint, or a destination of another kind, to events."""
     from outbox.store.connect import connect
-    from outbox.store.subscriptions import add_subscription, show_subscription
+    from outbox.store.subscriptions import add_kind, add_subscription, show_subscription
 
-    rule = read_rule(events, filter_text, retry, max_age, body)
+    broadcast = {
+        "topic": topic,
+        "transport": transport,
+        "include": include,
+        "private": private,
+        "event_name": event_name,
+        "coalesce": coalesce,
+    }
+    said = {name: value for name, value in broadcast.items() if value is not None}
+    rule = read_rule(**rule_given)
+    own: dict[str, Any] = {"concurrency": concurrency, "rate_per_s": rate, "timeout": timeout}
+    given = {name: value for name, value in own.items() if value is not None}
+    spec = None
+    if kind != "webhook":
+        is_broadcast = kind == "broadcast"
+        # A broadcast goes to the topic of its event's organization, so that none need be named.
+        everyone = all_orgs or (is_broadcast and org is None)
+        if endpoint is not None or rule.body_format != 1 or (org is None) is not everyone:
+            raise UsageError(
+                f"a subscription of kind {kind} takes either --org or --all-orgs, and neither"
+                " --endpoint nor --body"
+            )
+        if said and not is_broadcast:
+            raise UsageError(f"--{next(iter(said)).replace('_', '-')} is for broadcasts")
+        config = read_config(config_path) | said
+        spec = replace(wiring.specify(wiring.settings, kind, config), **given)
+        if spec.retry is not None and rule_given["retry"] is None:
+            rule = replace(rule, retry=spec.retry)
+    elif endpoint is None or config_path or given or said or all_orgs:
+        raise UsageError(
+            "a webhook goes to an endpoint, which has its limits: give --endpoint, and neither"
+            " --config nor limits (outbox endpoints add makes one)"
+        )
     with connect(wiring.database, autocommit=True) as connection:
-        added = add_subscription(connection, endpoint, rule, org)
+        if spec is not None:
+            added = add_kind(connection, spec, rule, org)
+        else:
+            assert endpoint is not None
+            added = add_subscription(connection, endpoint, rule, org)
         fields = show_subscription(connection, added)
     print_json(fields) if as_json else print_fields(fields)
 
 
+def read_config(path: str | None) -> dict[str, Any]:
+    """What a file (`-` is stdin, None says nothing) says as TOML or JSON. Raises UsageError."""
+    if path is None:
+        return {}
+    try:
+        with click.open_file(path, encoding="utf-8") as file:
+            text = file.read(CONFIG_CHARS_MAX + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"cannot read {path}: {reason}") from error
+    if len(text) > CONFIG_CHARS_MAX:
+        raise UsageError(f"{path} is longer than {CONFIG_CHARS_MAX} characters")
+    is_json = text.lstrip().startswith("{")
+    try:
+        config = json.loads(text) if is_json else tomllib.loads(text)
+    except ValueError as error:
+        form = "JSON" if is_json else "TOML"
+        raise UsageError(f"{path} is not {form}: {error}") from error
+    assert isinstance(config, dict)
+    return config
+
+
 @subscriptions.command("list")
 @click.option("--endpoint", type=ObjectId, metavar="ID", help="Only those of this endpoint.")
+@click.option("--tag", metavar="TAG", help="Only those with this tag.")
 @org_option
 @removed_option
 @after_option
@@ -143,6 +199,7 @@ def add(
 def list_(
     wiring: Wiring,
     endpoint: int | None,
+    tag: str | None,
     org: str | None,
     removed: bool,
     after: int,
@@ -153,7 +210,7 @@ def list_(
     from outbox.store.subscriptions import LIST_MAX, list_subscriptions
 
     with connect(wiring.database, autocommit=True) as connection:
-        rows = list_subscriptions(connection, org, endpoint, removed=removed, after=after)
+        rows = list_subscriptions(connection, org, endpoint, tag=tag, removed=removed, after=after)
     print_json(rows) if as_json else print_rows(rows, _COLUMNS)
     say_more(rows, LIST_MAX, "--after")
 

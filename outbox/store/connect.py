@@ -7,15 +7,19 @@ session settings, prepared statements, LISTEN.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
 
+from outbox import faults
 from outbox.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -54,6 +58,43 @@ _KEEPALIVE: dict[str, Any] = {
 }
 
 
+ANSWER_S_MAX = 25.0
+"""How long an answer is waited for: longer than any statement may take. Where something in between
+still acknowledges what a lost server does not answer, nothing else notices."""
+
+# A process that froze, or whose host is lost, must not keep the dispatch lock. The first fires in
+# the middle of a transaction, whatever the client does, and came with PostgreSQL 17; the others
+# notice a host that is gone.
+_TRANSACTION_LIMIT = "SET transaction_timeout = '20s'"
+_GONE = """
+    SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = 20000
+"""
+
+
+class _Answering(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection that is hung up when no answer comes. Its statement then fails like any on a
+    lost connection; a cancelled task would go on waiting for the same socket."""
+
+    async def wait(self, *args: Any, **options: Any) -> Any:
+        timer = asyncio.get_running_loop().call_later(ANSWER_S_MAX, self._hang_up)
+        try:
+            return await super().wait(*args, **options)
+        finally:
+            timer.cancel()
+
+    def _hang_up(self) -> None:
+        with (
+            suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(self.fileno())) as wire,
+        ):
+            wire.shutdown(socket.SHUT_RDWR)
+
+
+Lock = Literal["dispatch_lock", "replay_lock", "config_lock"]
+"""Statements that take advisory locks until the end of the transaction: each says who needs it."""
+
+
 @dataclass(slots=True)
 class HotConnection:
     """An autocommit connection of a loop. `direct` is false behind a transaction pooler."""
@@ -66,26 +107,40 @@ class HotConnection:
         name: str,
         params: dict[str, Any],
         *,
-        locked: bool = False,
+        lock: Lock | None = None,
         limit_ms: int | None = None,
     ) -> psycopg.AsyncCursor[tuple[Any, ...]]:
         """Run a statement of `sql/statements/` in a transaction of its own.
 
-        With `locked` it runs under the dispatch lock; with `limit_ms` it is cancelled (one of
-        REFUSED) when it takes longer. A transaction of several statements is sent
-        in one flight, from BEGIN to COMMIT, so that a process that freezes holds no lock.
+        It runs under `lock`; with `limit_ms` it is cancelled (one of REFUSED) when it takes longer.
+        What belongs together is sent in one flight, as one implicit
+        transaction without BEGIN and COMMIT: nobody waits for this process under the lock.
         """
         text = statement(name)
-        if self.direct and not locked and limit_ms is None:
-            return await self.raw.execute(text, params, binary=True)
-        async with self.raw.pipeline(), self.raw.transaction():
+        faults.passing("before", name)
+        if self.direct and lock is None and limit_ms is None:
+            cursor = await self.raw.execute(text, params, binary=True)
+            faults.passing("after", name)
+            return cursor
+        async with self.raw.pipeline():
             if not self.direct:
                 await self.raw.execute(_TRANSACTION)
-            if locked:
-                await self.raw.execute(statement("dispatch_lock"))
+            if lock is not None:
+                await self.raw.execute(statement(lock))
             if limit_ms is not None:
                 await self.raw.execute(statement("route_limit"), {"limit_ms": limit_ms})
-            return await self.raw.execute(text, params, binary=True)
+            cursor = await self.raw.execute(text, params, binary=True)
+        faults.passing("after", name)
+        return cursor
+
+    async def send(
+        self, name: str, params: Mapping[str, Any] | None = None
+    ) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+        """Send a statement as it is: in the transaction that the caller has open, or alone."""
+        faults.passing("before", name)
+        cursor = await self.raw.execute(statement(name), params)
+        faults.passing("after", name)
+        return cursor
 
 
 def _check_url(url: str) -> None:
@@ -157,7 +212,7 @@ def connect(url: str, *, autocommit: bool = False) -> Iterator[psycopg.Connectio
 async def connect_hot(url: str, name: str) -> HotConnection:
     """A connection for a loop. Raises psycopg errors: the loop decides when to try again."""
     _check_url(url)
-    raw = await psycopg.AsyncConnection.connect(
+    raw = await _Answering.connect(
         url,
         autocommit=True,
         application_name=f"outbox {name}",
@@ -170,6 +225,7 @@ async def connect_hot(url: str, name: str) -> HotConnection:
         direct = row is not None and row[0] == raw.info.backend_pid
         if direct:
             await raw.execute(_SESSION)
+            await raw.execute(_TRANSACTION_LIMIT if raw.info.server_version >= 170000 else _GONE)
             raw.prepare_threshold = 0
     except BaseException:
         await raw.close()

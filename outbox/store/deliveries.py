@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
 from outbox.errors import NotFound, UsageError
+from outbox.store.admission import admit
 from outbox.store.statements import statement
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -54,8 +56,8 @@ def _sweep(connection: Connection, name: str, lane: int, rows_max: int) -> Align
     done = Aligned()
     after: dict[str, Any] = {"after_at": "-infinity", "after_id": _FIRST}
     while True:
-        with connection.pipeline(), connection.transaction():
-            connection.execute(statement("dispatch_lock"))
+        with connection.pipeline():
+            connection.execute(statement("config_lock"))
             cursor = connection.execute(
                 statement(name), {"lane": lane, "rows_max": rows_max, **after}
             )
@@ -108,6 +110,53 @@ def cancel_deliveries(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Rescheduled:
+    """Ids whose due time was moved, ids a worker has at this moment, ids that had ended, ids nobody
+    knows."""
+
+    rescheduled: list[UUID]
+    running: list[UUID]
+    ended: list[UUID]
+    unknown: list[UUID]
+
+
+def reschedule_deliveries(
+    connection: Connection,
+    ids: Sequence[UUID],
+    org: str | None = None,
+    *,
+    at: datetime | None = None,
+    wait: timedelta | None = None,
+) -> Rescheduled:
+    """Move the due time of scheduled and held deliveries to `at`, or to `wait` from now (server's
+    clock). One that a worker has is left alone."""
+    if (at is None) is (wait is None):
+        raise UsageError("say when: either --at or --in")
+    admit(connection, 11, "rescheduled deliveries")
+    wanted = sorted(set(ids))
+    moved: set[UUID] = set()
+    running: set[UUID] = set()
+    for start in range(0, len(wanted), BATCH_ROWS):
+        parameters = {
+            "ids": wanted[start : start + BATCH_ROWS],
+            "org_id": org,
+            "at": at,
+            "wait_s": None if wait is None else wait.total_seconds(),
+        }
+        with connection.transaction():
+            for delivery_id, was in connection.execute(statement("reschedule_ids"), parameters):
+                (running if was == "leased" else moved).add(delivery_id)
+    rest = [i for i in wanted if i not in moved | running]
+    known = {i for i in rest if _find(connection, i, org) is not None}
+    return Rescheduled(
+        [i for i in wanted if i in moved],
+        [i for i in wanted if i in running],
+        [i for i in rest if i in known],
+        [i for i in rest if i not in known],
+    )
+
+
 def list_deliveries(
     connection: Connection,
     org: str | None = None,
@@ -115,6 +164,7 @@ def list_deliveries(
     endpoint_id: int | None = None,
     subscription_id: int | None = None,
     state: str | None = None,
+    tag: str | None = None,
     before: UUID | None = None,
     rows_max: int = 100,
 ) -> list[dict[str, Any]]:
@@ -124,6 +174,7 @@ def list_deliveries(
         "endpoint_id": endpoint_id,
         "subscription_id": subscription_id,
         "state": state,
+        "tag": tag,
         "before": before,
         "rows_max": rows_max,
     }

@@ -5,12 +5,13 @@ Every transaction that leases runs under the dispatch lock, so that limits are e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from outbox.store.connect import REFUSED, HotConnection
+from outbox.store.connect import REFUSED, HotConnection, Lock
 
 Params = dict[str, Any]
 
@@ -45,7 +46,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """What one routing transaction did. `waiting` deliveries could go but found no permit."""
+    """What one routing transaction did. `waiting` deliveries could go but found no permit;
+    `broadcasts` are scheduled for the daemon itself."""
 
     ids: list[UUID]
     events: int
@@ -55,6 +57,7 @@ class Routed:
     id_max: int | None
     org_last: str | None
     orgs_full: list[str]
+    broadcasts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +82,45 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class Advanced:
+    """Signals judged, deliveries that have their turn, deliveries that follow a dead letter."""
+
+    signals: int
+    released: int
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """One look at what a relay waits for; `snapshot` is `xmin:xmax:xip,...`, `bell_was` 1 where a
-    relay was awake and 2 where all slept."""
+    relay was awake and 2 where all slept; `signalled` says that a key may have its next turn."""
 
     pending: bool
     expired: bool
     snapshot: str
     newest_id: int
     bell_was: int
+    signalled: bool
+
+    @property
+    def work(self) -> bool:
+        """Whether there is something to do now."""
+        return self.pending or self.signalled
 
 
 class Dispatch:
-    """The relay's statements over one hot connection. `lease_s` is the length of a lease."""
+    """The relay's statements over one hot connection. `lease_s` is the length of a lease; a
+    `clock` stands in for the server's, in tests."""
 
-    def __init__(self, connection: HotConnection, lease_s: float) -> None:
+    def __init__(
+        self,
+        connection: HotConnection,
+        lease_s: float,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
         self._connection = connection
         self._lease_s = lease_s
+        self._now: Callable[[], datetime | None] = clock or (lambda: None)
 
     async def prepare(self) -> None:
         """Set what holds for the session, where there is a session of our own."""
@@ -106,9 +131,9 @@ class Dispatch:
             await self._connection.raw.execute("SET synchronous_commit = off")
 
     async def _one(
-        self, name: str, params: Params, *, locked: bool = False, limit_ms: int | None = None
+        self, name: str, params: Params, *, lock: Lock | None = None, limit_ms: int | None = None
     ) -> tuple[Any, ...]:
-        cursor = await self._connection.run(name, params, locked=locked, limit_ms=limit_ms)
+        cursor = await self._connection.run(name, params, lock=lock, limit_ms=limit_ms)
         row = await cursor.fetchone()
         assert row is not None
         return row
@@ -118,7 +143,7 @@ class Dispatch:
         row = await self._one(
             "route",
             {
-                "now": None,
+                "now": self._now(),
                 "floor": claim.floor,
                 "ceiling": claim.ceiling,
                 "events_max": claim.events_max,
@@ -129,38 +154,50 @@ class Dispatch:
                 "token": token,
                 "lease_s": self._lease_s,
             },
-            locked=True,
+            lock="dispatch_lock",
             limit_ms=ROUTE_LIMIT_MS if claim.events_max > 1 else FILTER_LIMIT_MS,
         )
         return Routed(
-            split_ids(row[0]), row[1], row[2], row[3], row[4], row[5], row[6], row[7] or []
+            split_ids(row[0]), row[1], row[2], row[3], row[4], row[5], row[6], row[7] or [], row[8]
         )
 
-    async def lease_due(self, lane_from: int, lanes_max: int, window: int, token: int) -> Leased:
-        """Lease scheduled deliveries that are due, fair over lanes, within permits."""
+    async def lease_due(
+        self, lane_from: int, lanes_max: int, window: int, token: int, later_max: int | None = None
+    ) -> Leased:
+        """Lease scheduled deliveries that are due, fair over lanes, within permits; at most
+        `later_max` of them retries, replays and redrives."""
         row = await self._one(
             "lease_due",
             {
-                "now": None,
+                "now": self._now(),
                 "lane_from": lane_from,
                 "lanes_max": lanes_max,
                 "window": window,
+                "later_max": window if later_max is None else later_max,
                 "token": token,
                 "lease_s": self._lease_s,
             },
-            locked=True,
+            lock="dispatch_lock",
         )
         return Leased(split_ids(row[0]), row[2], row[3], row[4], row[5])
 
     async def expire(self, rows_max: int, expiries_max: int) -> Expired:
         """Take back leases that ran out."""
-        params = {"now": None, "rows_max": rows_max, "expiries_max": expiries_max}
+        params = {"now": self._now(), "rows_max": rows_max, "expiries_max": expiries_max}
         return Expired(*await self._one("expire_leases", params))
 
     async def tend(self, rows_max: int) -> int:
         """End or hold due deliveries that are not to be tried; returns how many."""
-        row = await self._one("tend_due", {"now": None, "rows_max": rows_max}, locked=True)
+        row = await self._one(
+            "tend_due", {"now": self._now(), "rows_max": rows_max}, lock="dispatch_lock"
+        )
         return int(row[0])
+
+    async def advance(self, rows_max: int, since_s: float | None = None) -> Advanced:
+        """Give keys of ordered subscriptions their next turn; `since_s` looks only at the signals
+        of the last seconds."""
+        params = {"now": self._now(), "since_s": since_s, "rows_max": rows_max}
+        return Advanced(*await self._one("order_advance", params, lock="dispatch_lock"))
 
     async def release(self, token: int, ids: Sequence[UUID]) -> None:
         """Give back unstarted leases at once."""
@@ -169,7 +206,7 @@ class Dispatch:
     async def tick(self, floor: int, bell: int | None = None) -> Tick:
         """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring."""
         row = await self._one("tick", {"floor": floor, "bell": bell})
-        return Tick(*row[:5])
+        return Tick(*row[:6])
 
     async def disable_slow_filters(self, floor: int) -> list[int]:
         """Find which filters make the first event above `floor` take too long, and disable their
@@ -181,7 +218,7 @@ class Dispatch:
             if not (await self._ends_in_time(params) or await self._ends_in_time(params)):
                 slow.append(int(subscription_id))
         if slow:
-            await self._connection.run("disable_slow", {"ids": slow}, locked=True)
+            await self._connection.run("disable_slow", {"ids": slow}, lock="config_lock")
         return slow
 
     async def _ends_in_time(self, params: Params) -> bool:

@@ -19,6 +19,7 @@ from outbox.store.connect import connect, translate
 from outbox.store.identity import check_identity
 from outbox.store.migrate import ROLES, require_schema
 from outbox.store.preflight import key_problems, rights_problems
+from outbox.store.realtime_check import realtime_problems
 from outbox.store.status import read_status
 from outbox.store.watching import watches
 
@@ -27,6 +28,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 PENDING_S_MAX = 60.0
 """An event that waits for a relay longer than this is a finding."""
 TRANSACTION_MAX = timedelta(minutes=5)
+FAILING_MAX = timedelta(minutes=10)
 DEAD_TUPLES_MAX = 200_000
 HOT_TABLES = ("pending", "delivery", "dead_letter", "dedupe", "node")
 
@@ -99,6 +101,19 @@ def _rights(patient: Patient) -> Iterator[Finding]:
         yield Finding("rights", problem, "grant outbox_daemon to the daemon's role")
 
 
+TENANT_ROLES = ("anon", "authenticated")
+"""Roles of Supabase that act for whoever holds a token: nothing in this schema is for them."""
+
+_TENANTS_REACH = """
+SELECT r.rolname, min(c.relname) FROM pg_roles r, pg_class c
+WHERE r.rolname = ANY (%s)
+  AND c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'p', 'v')
+  AND has_schema_privilege(r.oid, c.relnamespace, 'USAGE')
+  AND has_table_privilege(r.oid, c.oid, 'SELECT')
+GROUP BY r.rolname ORDER BY 1
+"""
+
+
 def _roles(patient: Patient) -> Iterator[Finding]:
     rows = patient.connection.execute(
         "SELECT r, p.rolcanlogin FROM unnest(%s::text[]) r LEFT JOIN pg_roles p ON p.rolname = r"
@@ -110,6 +125,9 @@ def _roles(patient: Patient) -> Iterator[Finding]:
             yield Finding("roles", f"the role {role} is missing", f"CREATE ROLE {role} NOLOGIN")
         else:
             yield Finding("roles", f"the role {role} may log in", f"ALTER ROLE {role} NOLOGIN")
+    for tenant, table in patient.connection.execute(_TENANTS_REACH, [list(TENANT_ROLES)]):
+        problem = f"{tenant} can read outbox.{table}, which holds every organization's rows"
+        yield Finding("roles", problem, f"REVOKE outbox_reader FROM {tenant}, or what was granted")
 
 
 def _watched_tables(patient: Patient) -> Iterator[Finding]:
@@ -201,6 +219,37 @@ def _endpoints(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _failing(patient: Patient) -> Iterator[Finding]:
+    rows = patient.connection.execute(
+        "SELECT h.lane, h.failing_since::timestamptz(0)::text, h.failures, h.probe_at IS NOT NULL"
+        " FROM outbox.lane_health h JOIN outbox.endpoint n ON n.id = h.lane AND n.state = 'active'"
+        " WHERE h.failed_at - h.failing_since > %s ORDER BY h.failing_since LIMIT 20",
+        [FAILING_MAX],
+    ).fetchall()
+    for endpoint, since, failures, is_open in rows:
+        probed = "; it is only probed" if is_open else ""
+        yield Finding(
+            "failing",
+            f"endpoint {endpoint} has accepted nothing since {since} ({failures} tries){probed}",
+            f"outbox endpoints test {endpoint} shows what it answers; tell its owner, or pause it",
+        )
+
+
+def _blocked(patient: Patient) -> Iterator[Finding]:
+    rows = patient.connection.execute(
+        "SELECT s.id, count(DISTINCT l.order_key) FROM outbox.subscription s"
+        " JOIN outbox.dead_letter l ON l.subscription_id = s.id AND l.order_key IS NOT NULL"
+        " WHERE s.order_mode IN ('block', 'park') AND s.state <> 'removed'"
+        " AND l.reason <> 'expired' GROUP BY s.id ORDER BY s.id LIMIT 20"
+    ).fetchall()
+    for subscription, keys in rows:
+        yield Finding(
+            "order",
+            f"{keys} key(s) of subscription {subscription} wait behind a dead letter",
+            "redrive or discard them; see: outbox dead list",
+        )
+
+
 def _ring(patient: Patient) -> Iterator[Finding]:
     age = _one(
         patient,
@@ -213,6 +262,11 @@ def _ring(patient: Patient) -> Iterator[Finding]:
             f"the current slot of the log is {age.days} days old: old events are not removed",
             "see that a daemon runs, and for long transactions that touch old slots",
         )
+
+
+def _realtime(patient: Patient) -> Iterator[Finding]:
+    for problem, fix in realtime_problems(patient.connection):
+        yield Finding("realtime", problem, fix)
 
 
 def _one(patient: Patient, query: str) -> Any:
@@ -231,5 +285,8 @@ CHECKS: dict[str, Check] = {
     "vacuum": _dead_tuples,
     "keys": _keys,
     "endpoints": _endpoints,
+    "failing": _failing,
+    "order": _blocked,
     "retention": _ring,
+    "realtime": _realtime,
 }

@@ -47,11 +47,19 @@ if TYPE_CHECKING:
 PAYLOAD_BYTES_MAX = 1_048_576
 """As `outbox.payload_bytes_max()` in SQL."""
 
-Params = dict[str, str | None]
+Params = Mapping[str, object]
+
+
+class Sent(NamedTuple):
+    """A statement of `sql/statements/` with its parameters, and how its rows are read."""
+
+    name: str
+    params: Params
+    read: Callable[[list[Any]], Any]
 
 
 class _Kind(NamedTuple):
-    run: Callable[[Any, Params], Any]
+    run: Callable[[Any, Sent], Any]
     is_async: bool
 
 
@@ -117,26 +125,25 @@ def emit(
     Every other error of the driver passes unchanged, so that an application's retry of
     serialization failures and deadlocks goes on working.
     """
-    kind = _kind_of(target)
     params: Params = {
-        "type": _text("type", type),
-        "payload": _payload(payload),
-        "org": _text("org", org),
-        "subject": _text("subject", subject),
-        "ordering_key": _text("ordering_key", ordering_key),
-        "headers": None if headers is None else _json("headers", dict(headers)),
-        "deliver_at": _moment("deliver_at", deliver_at),
-        "expires_at": _moment("expires_at", expires_at),
-        "dedupe_key": _text("dedupe_key", dedupe_key),
+        "type": plain_text("type", type),
+        "payload": payload_text(payload),
+        "org": plain_text("org", org),
+        "subject": plain_text("subject", subject),
+        "ordering_key": plain_text("ordering_key", ordering_key),
+        "headers": None if headers is None else json_text("headers", dict(headers)),
+        "deliver_at": plain_moment("deliver_at", deliver_at),
+        "expires_at": plain_moment("expires_at", expires_at),
+        "dedupe_key": plain_text("dedupe_key", dedupe_key),
         "dedupe_for_s": None if dedupe_for is None else str(dedupe_for.total_seconds()),
     }
-    result: int | Awaitable[int] = kind.run(target, params)
+    result: int | Awaitable[int] = kind_of(target).run(target, Sent("emit", params, _id))
     return result
 
 
 async def emit_async(target: AsyncTarget, type: str, payload: object, **options: Any) -> int:  # noqa: A002
     """`emit` for async targets alone: the same arguments, always a coroutine."""
-    if not _kind_of(target).is_async:
+    if not kind_of(target).is_async:
         raise UsageError("emit_async takes an async session or connection; use outbox.emit")
     return await emit(target, type, payload, **options)
 
@@ -144,7 +151,7 @@ async def emit_async(target: AsyncTarget, type: str, payload: object, **options:
 # --- arguments -----------------------------------------------------------------------------------
 
 
-def _text(name: str, value: str | None) -> str | None:
+def plain_text(name: str, value: str | None) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
@@ -154,7 +161,7 @@ def _text(name: str, value: str | None) -> str | None:
     return value
 
 
-def _moment(name: str, value: datetime | None) -> str | None:
+def plain_moment(name: str, value: datetime | None) -> str | None:
     if value is None:
         return None
     if not isinstance(value, datetime) or value.utcoffset() is None:
@@ -165,8 +172,10 @@ def _moment(name: str, value: datetime | None) -> str | None:
         raise UsageError(f"{name} is out of range") from error
 
 
-def _payload(value: object) -> str:
-    text = _raw(value) if isinstance(value, str | bytes | bytearray) else _json("payload", value)
+def payload_text(value: object) -> str:
+    text = (
+        _raw(value) if isinstance(value, str | bytes | bytearray) else json_text("payload", value)
+    )
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     if size > PAYLOAD_BYTES_MAX:
         raise PayloadTooLarge(
@@ -182,11 +191,11 @@ def _raw(value: str | bytes | bytearray) -> str:
         text.encode()
     except UnicodeError as error:
         raise UsageError("payload must be JSON in UTF-8") from error
-    _text("payload", text)
+    plain_text("payload", text)
     return text
 
 
-def _json(name: str, value: object) -> str:
+def json_text(name: str, value: object) -> str:
     try:
         return orjson.dumps(_exact(value), default=_exact_or_raise).decode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -221,7 +230,7 @@ def _exact_or_raise(value: object) -> object:
 # --- targets -------------------------------------------------------------------------------------
 
 
-def _kind_of(target: object) -> _Kind:
+def kind_of(target: object) -> _Kind:
     for ancestor in target.__class__.__mro__:
         kind = _KINDS.get((ancestor.__module__.partition(".")[0], ancestor.__name__))
         if kind is not None:
@@ -232,65 +241,64 @@ def _kind_of(target: object) -> _Kind:
     )
 
 
-def _with_psycopg(connection: psycopg.Connection[Any], params: Params) -> int:
+def _with_psycopg(connection: psycopg.Connection[Any], sent: Sent) -> Any:
     import psycopg
     from psycopg.rows import tuple_row
 
     try:
         # A cursor of our own: the caller's may have another placeholder style or row factory.
         with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-            return _id(cursor.execute(statement("emit"), params).fetchone())
+            return sent.read(cursor.execute(statement(sent.name), sent.params).fetchall())
     except psycopg.Error as error:
         raise _refusal(error) or error from error.__cause__
 
 
-async def _with_psycopg_async(connection: psycopg.AsyncConnection[Any], params: Params) -> int:
+async def _with_psycopg_async(connection: psycopg.AsyncConnection[Any], sent: Sent) -> Any:
     import psycopg
     from psycopg.rows import tuple_row
 
     try:
         async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
-            return _id(await (await cursor.execute(statement("emit"), params)).fetchone())
+            await cursor.execute(statement(sent.name), sent.params)
+            return sent.read(await cursor.fetchall())
     except psycopg.Error as error:
         raise _refusal(error) or error from error.__cause__
 
 
-def _with_connection(connection: Connection, params: Params) -> int:
+def _with_connection(connection: Connection, sent: Sent) -> Any:
     from sqlalchemy.exc import DBAPIError
 
     _require_postgresql(connection)
     try:
-        return _id(connection.execute(_clause(), params).one())
+        return sent.read(list(connection.execute(_clause(sent.name), sent.params).all()))
     except DBAPIError as error:
         raise _refusal(error.orig) or error from error.orig
 
 
-async def _with_connection_async(connection: AsyncConnection, params: Params) -> int:
+async def _with_connection_async(connection: AsyncConnection, sent: Sent) -> Any:
     from sqlalchemy.exc import DBAPIError
 
     _require_postgresql(connection)
     try:
-        return _id((await connection.execute(_clause(), params)).one())
+        return sent.read(list((await connection.execute(_clause(sent.name), sent.params)).all()))
     except DBAPIError as error:
         raise _refusal(error.orig) or error from error.orig
 
 
-def _with_session(session: Session | scoped_session[Any], params: Params) -> int:
+def _with_session(session: Session | scoped_session[Any], sent: Sent) -> Any:
     # The session's connection: session.execute would run the application's ORM event hooks.
-    return _with_connection(session.connection(), params)
+    return _with_connection(session.connection(), sent)
 
 
-async def _with_session_async(
-    session: AsyncSession | async_scoped_session[Any], params: Params
-) -> int:
-    return await _with_connection_async(await session.connection(), params)
+async def _with_session_async(session: AsyncSession | async_scoped_session[Any], sent: Sent) -> Any:
+    return await _with_connection_async(await session.connection(), sent)
 
 
 _KINDS: Mapping[tuple[str, str], _Kind] = {
     ("psycopg", "Connection"): _Kind(_with_psycopg, False),
     ("psycopg", "AsyncConnection"): _Kind(_with_psycopg_async, True),
-    ("psycopg", "Cursor"): _Kind(lambda c, p: _with_psycopg(c.connection, p), False),
-    ("psycopg", "AsyncCursor"): _Kind(lambda c, p: _with_psycopg_async(c.connection, p), True),
+    ("psycopg", "Cursor"): _Kind(lambda c, s: _with_psycopg(c.connection, s), False),
+    ("psycopg", "AsyncCursor"): _Kind(lambda c, s: _with_psycopg_async(c.connection, s), True),
     ("sqlalchemy", "Connection"): _Kind(_with_connection, False),
     ("sqlalchemy", "AsyncConnection"): _Kind(_with_connection_async, True),
     ("sqlalchemy", "Session"): _Kind(_with_session, False),
@@ -306,15 +314,15 @@ def _require_postgresql(connection: Connection | AsyncConnection) -> None:
 
 
 @cache
-def _clause() -> TextClause:
+def _clause(name: str) -> TextClause:
     from sqlalchemy import text
 
-    return text(re.sub(r"%\((\w+)\)s", r":\1", statement("emit")))
+    return text(re.sub(r"%\((\w+)\)s", r":\1", statement(name)))
 
 
-def _id(row: Any) -> int:
-    assert row is not None
-    return int(row[0])
+def _id(rows: list[Any]) -> int:
+    [(found,)] = rows
+    return int(found)
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -34,7 +34,14 @@ from outbox.signature import (
 from outbox.store.attempts import StoredEndpoint, StoredKey
 from outbox.store.deliveries import Aligned, align
 from outbox.store.statements import statement
-from outbox.store.subscriptions import LIST_MAX, Rule, draw_ids, lane_of, rule_parameters
+from outbox.store.subscriptions import (
+    LIST_MAX,
+    Rule,
+    draw_ids,
+    give_options,
+    lane_of,
+    rule_parameters,
+)
 from outbox.work import SigningKey
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -42,6 +49,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 CONCURRENCY_MAX = 100_000
 RATE_PER_S_MAX = 1_000_000.0
 TIMEOUT_MAX = timedelta(minutes=5)
+DISABLE_AFTER_MIN = timedelta(minutes=1)
 OVERLAP = timedelta(hours=24)
 """How long a rotated key goes on signing, unless told otherwise."""
 OVERLAP_MAX = timedelta(days=365)
@@ -69,6 +77,8 @@ class EndpointSpec:
     headers: Mapping[str, str] = field(default_factory=dict)
     signing: str = "hmac"
     gone_disables: bool = True
+    circuit: bool = True
+    disable_after: timedelta | None = timedelta(days=5)
     secret: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +90,8 @@ class EndpointSpec:
             raise UsageError("the rate must be above zero and at most a million a second")
         if not timedelta() < self.timeout <= TIMEOUT_MAX:
             raise UsageError("the timeout must be above zero and at most 5m")
+        if self.disable_after is not None and self.disable_after < DISABLE_AFTER_MIN:
+            raise UsageError("disable-after is at least 1m, or never")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +132,16 @@ def add_endpoint(
         "rate_per_s": spec.rate_per_s,
         "timeout": spec.timeout,
         "gone_disables": spec.gone_disables,
+        "circuit": spec.circuit,
+        "disable_after": spec.disable_after,
         "key_kind": key.kind,
         "key_sealed": ring.seal(key.material, context=key_context(spec.org_id, secret_id)),
         **rule_parameters(connection, spec.rule),
     }
-    with connection.pipeline(), connection.transaction():
-        connection.execute(statement("dispatch_lock"))
+    with connection.pipeline():
+        connection.execute(statement("config_lock"))
         connection.execute(statement("endpoint_add"), parameters)
+        give_options(connection, subscription_id, spec.rule)
         connection.execute(statement("note_revisions"), lane_of(endpoint_id))
     return AddedEndpoint(endpoint_id, subscription_id, spec.url, *shown_key(key))
 
@@ -180,8 +195,8 @@ def _move(
     connection: Connection, endpoint_id: int, org: str | None, state: str, sources: tuple[str, ...]
 ) -> Changed:
     parameters = {"id": endpoint_id, "org_id": org, "state": state, "from_states": list(sources)}
-    with connection.pipeline(), connection.transaction():
-        connection.execute(statement("dispatch_lock"))
+    with connection.pipeline():
+        connection.execute(statement("config_lock"))
         cursor = connection.execute(statement("endpoint_state"), parameters | {"reason": None})
         connection.execute(statement("note_revisions"), lane_of(endpoint_id))
     row = cursor.fetchone()
@@ -232,8 +247,8 @@ def rotate_secret(
         "overlap": overlap,
         "keys_max": KEYS_MAX,
     }
-    with connection.pipeline(), connection.transaction():
-        connection.execute(statement("dispatch_lock"))
+    with connection.pipeline():
+        connection.execute(statement("config_lock"))
         cursor = connection.execute(statement("endpoint_rotate"), parameters)
     row = cursor.fetchone()
     if row is None:

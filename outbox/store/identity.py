@@ -57,7 +57,7 @@ def adopt(url: str, instance: str) -> Adopted:
     the database already is this instance's own, because holding its deliveries would stop it.
     """
     with connect(url) as connection:
-        connection.execute(statement("dispatch_lock"))
+        connection.execute(statement("config_lock"))
         identity = _read(connection)
         if _difference(identity, instance) is None:
             raise UsageError(
@@ -71,7 +71,7 @@ def adopt(url: str, instance: str) -> Adopted:
 def release_adopted(url: str) -> int:
     """Let go what `adopt` held; returns how many deliveries. Their age stood still meanwhile."""
     with connect(url) as connection:
-        connection.execute(statement("dispatch_lock"))
+        connection.execute(statement("config_lock"))
         return _number(connection, "adopt_release", {"now": None})
 
 

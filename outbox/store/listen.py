@@ -16,7 +16,7 @@ from outbox.store.connect import connect_hot, describe
 log = structlog.get_logger("outbox.bell")
 
 _AGAIN_S_MAX = 5.0
-_ALIVE_S = 20.0
+_ALIVE_S = 15.0
 
 
 class Bell:

@@ -1,4 +1,4 @@
-"""Subscriptions in the database: which events go to which endpoint, under which policy.
+"""Subscriptions in the database: which events go where, under which policy.
 
 Owns the rule of a subscription (type patterns, filter, retry policy, maximum age, body format)
 and its checks. Every change makes a new revision that stays readable in `subscription_revision`.
@@ -6,7 +6,9 @@ and its checks. Every change makes a new revision that stays readable in `subscr
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,13 +18,18 @@ from psycopg import errors as pg
 
 from outbox.errors import NotFound, UsageError
 from outbox.retry import default_policy, format_retry, parse_retry
+from outbox.store.admission import admit
 from outbox.store.connect import describe
 from outbox.store.deliveries import Aligned, align
+from outbox.store.options import NONE, Options, check_options, options_parameters
 from outbox.store.statements import statement
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 BODY_FORMATS = {"standard": 1, "database-webhook": 2}
+ORDER_MODES = ("block", "park", "skip")
+"""What happens to the later deliveries of a key when one dies: they wait for it to be redriven or
+discarded, they follow it into the dead letters, they go on."""
 DEFAULT_RETRY = format_retry(default_policy())
 LIST_MAX = 1000
 """Rows that one listing of endpoints or subscriptions shows at most."""
@@ -40,13 +47,16 @@ _TIMES = re.compile(r"\.(datetime|date|time|time_tz|timestamp|timestamp_tz)\(")
 class Rule:
     """Which events, and how they are tried. `filter` is an SQL/JSON path predicate over the
     payload; `retry` is written as `parse_retry` reads it; `body_format` 1 is the standard body,
-    2 that of database webhooks."""
+    2 that of database webhooks; `order` is None or what follows when an ordered delivery dies:
+    block, park or skip."""
 
     patterns: tuple[str, ...]
     filter: str | None = None
     retry: str = DEFAULT_RETRY
     max_age: timedelta | None = None
     body_format: int = 1
+    order: str | None = None
+    options: Options = NONE
 
     def __post_init__(self) -> None:
         check_patterns(self.patterns)
@@ -55,6 +65,8 @@ class Rule:
             raise UsageError("the maximum age must be above zero")
         if self.body_format not in BODY_FORMATS.values():
             raise UsageError(f"body formats are {', '.join(BODY_FORMATS)}")
+        if self.order is not None and self.order not in ORDER_MODES:
+            raise UsageError(f"ordered deliveries {', '.join(ORDER_MODES)} on failure")
 
 
 def parse_patterns(text: str) -> tuple[str, ...]:
@@ -105,13 +117,26 @@ def rule_parameters(connection: Connection, rule: Rule) -> dict[str, Any]:
     """A rule as parameters of the statements that store it. Raises UsageError for a bad filter."""
     if rule.filter is not None:
         check_filter(connection, rule.filter)
+    if rule.order is not None:
+        admit(connection, 10, "ordered subscriptions")
+    if rule.options != NONE:
+        check_options(connection, rule.options, rule.order)
+        admit(connection, 11, "these options of a subscription")
     return {
         "patterns": list(rule.patterns),
         "filter": rule.filter,
         "retry": format_retry(parse_retry(rule.retry)),
         "max_age": rule.max_age,
         "body_format": rule.body_format,
+        "order_mode": rule.order,
     }
+
+
+def give_options(connection: Connection, subscription_id: int, rule: Rule) -> None:
+    """Write the options of a new subscription, in the transaction that adds it."""
+    if rule.options != NONE:
+        parameters = options_parameters(subscription_id, rule.options)
+        connection.execute(statement("subscription_options"), parameters)
 
 
 def draw_ids(connection: Connection, n: int) -> list[int]:
@@ -146,12 +171,53 @@ def add_subscription(
         "org_id": org,
         **rule_parameters(connection, rule),
     }
-    with connection.pipeline(), connection.transaction():
-        connection.execute(statement("dispatch_lock"))
-        cursor = connection.execute(statement("subscription_add"), parameters)
+    with connection.pipeline():
+        connection.execute(statement("config_lock"))
+        cursor = connection.execute(statement("subscription_add_endpoint"), parameters)
+        give_options(connection, subscription_id, rule)
         connection.execute(statement("note_revisions"), lane_of(endpoint_id))
     if cursor.fetchone() is None:
         raise NotFound(f"there is no endpoint {endpoint_id}; see: outbox endpoints list")
+    return subscription_id
+
+
+@dataclass(frozen=True, slots=True)
+class KindSpec:
+    """A destination that is no endpoint: `kind` is email, pdf or broadcast with the configuration
+    that it checked, or `processor` with the name of the user's code; limits of its own. `retry`
+    holds where the rule has none of its own."""
+
+    kind: str
+    config: Mapping[str, Any]
+    processor: str | None = None
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    timeout: timedelta | None = None
+    retry: str | None = None
+
+
+def add_kind(connection: Connection, spec: KindSpec, rule: Rule, org: str | None = None) -> int:
+    """Subscribe a destination that is no endpoint; returns the id. Without `org` it gets events of
+    all organizations."""
+    [subscription_id] = draw_ids(connection, 1)
+    admit(connection, 11, "subscriptions of this kind")
+    parameters = {
+        "id": subscription_id,
+        "lane": -subscription_id if spec.kind == "broadcast" else subscription_id,
+        "kind": spec.kind,
+        "processor": spec.processor,
+        "org_id": org,
+        "config": json.dumps(spec.config),
+        "concurrency": spec.concurrency,
+        "rate_per_s": spec.rate_per_s,
+        "timeout": spec.timeout,
+        **rule_parameters(connection, rule),
+    }
+    with connection.pipeline():
+        connection.execute(statement("config_lock"))
+        connection.execute(statement("subscription_add"), parameters)
+        give_options(connection, subscription_id, rule)
+        connection.execute(statement("note_revisions"), lane_of(subscription_id=subscription_id))
     return subscription_id
 
 
@@ -160,6 +226,7 @@ def list_subscriptions(
     org: str | None = None,
     endpoint_id: int | None = None,
     *,
+    tag: str | None = None,
     removed: bool = False,
     after: int = 0,
 ) -> list[dict[str, Any]]:
@@ -168,6 +235,7 @@ def list_subscriptions(
         "id": None,
         "endpoint_id": endpoint_id,
         "org_id": org,
+        "tag": tag,
         "removed": removed,
         "after": after,
         "rows_max": LIST_MAX,
@@ -183,6 +251,7 @@ def show_subscription(
         "id": subscription_id,
         "endpoint_id": None,
         "org_id": org,
+        "tag": None,
         "removed": True,
         "after": -1,
         "rows_max": 1,
@@ -227,8 +296,8 @@ def _move(
         "state": state,
         "from_states": list(sources),
     }
-    with connection.pipeline(), connection.transaction():
-        connection.execute(statement("dispatch_lock"))
+    with connection.pipeline():
+        connection.execute(statement("config_lock"))
         cursor = connection.execute(statement("subscription_state"), parameters)
         connection.execute(statement("note_revisions"), lane_of(subscription_id=subscription_id))
     row = cursor.fetchone()

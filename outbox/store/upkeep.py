@@ -16,7 +16,7 @@ import structlog
 
 from outbox.errors import OutboxError
 from outbox.store.connect import HotConnection, describe
-from outbox.store.statements import statement
+from outbox.store.statements import migrations
 
 log = structlog.get_logger("outbox.upkeep")
 
@@ -33,21 +33,34 @@ class Node:
 
 async def beat(connection: HotConnection, node: Node) -> None:
     """Say that this node is alive."""
-    await connection.raw.execute(
-        statement("node_beat"),
-        {"id": node.id, "kind": node.kind, "host": node.host, "pid": node.pid},
+    await connection.send(
+        "node_beat",
+        {
+            "id": node.id,
+            "kind": node.kind,
+            "host": node.host,
+            "pid": node.pid,
+            "level": migrations()[-1].version,
+        },
     )
 
 
 async def leave(connection: HotConnection, node: Node) -> None:
     """Say that this node ended in order; it no longer counts as alive."""
-    await connection.raw.execute(statement("node_leave"), {"id": node.id})
+    await connection.send("node_leave", {"id": node.id})
 
 
 async def owed_now(connection: HotConnection) -> bool:
     """Whether anything is pending, leased or due at this moment."""
-    row = await (await connection.raw.execute(statement("owed_now"))).fetchone()
+    row = await (await connection.send("owed_now")).fetchone()
     return bool(row is not None and row[0])
+
+
+async def tend_health(connection: HotConnection) -> list[tuple[int, int]]:
+    """Warn of endpoints that fail, and disable them when their time is over; returns endpoint and
+    percent of that time for each that is new."""
+    cursor = await connection.run("tend_health", {"now": None}, lock="config_lock")
+    return [(row[0], row[2]) for row in await cursor.fetchall()]
 
 
 async def upkeep(

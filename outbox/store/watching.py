@@ -99,11 +99,42 @@ def watch(
     return bool(row[0])
 
 
-def unwatch(connection: Connection, table: str) -> bool:
-    """Remove capture from `table`; returns whether there was any."""
+def broadcast_direct(
+    connection: Connection,
+    table: str,
+    *,
+    org_column: str | None,
+    topic_prefix: str,
+    include: Sequence[str],
+) -> None:
+    """Broadcast the changes of `table` from its own transactions, or change how. Raises as `watch`
+    does."""
     with _refusals(connection, table):
         oid = _find(connection, table)
-        row = connection.execute("SELECT outbox.unwatch(%s::oid::regclass)", [oid]).fetchone()
+        # As `watch` refuses them: the trigger runs with the rights of whoever installs it.
+        row = connection.execute(
+            "SELECT string_agg(t, ', ') FROM outbox.capture_unsafe_types(%s::oid) t", [oid]
+        ).fetchone()
+        if row is not None and row[0] is not None:
+            raise UsageError(
+                f"{table} has columns of type {row[0]}, which has a user-defined cast to json: it"
+                " would run foreign code in every write; drop the cast, or change the column type"
+            )
+        connection.execute(
+            "SELECT outbox.broadcast_direct(%s::oid::regclass, %s, %s, %s::text[])",
+            [oid, org_column, topic_prefix, list(include)],
+        )
+
+
+def unwatch(connection: Connection, table: str) -> bool:
+    """Remove capture and direct broadcasts from `table`; returns whether there were any."""
+    with _refusals(connection, table):
+        oid = _find(connection, table)
+        row = connection.execute(
+            "SELECT outbox.unwatch(x.t)::int + outbox.unbroadcast_direct(x.t)::int"
+            " FROM (SELECT %s::oid::regclass) AS x (t)",
+            [oid],
+        ).fetchone()
     assert row is not None
     return bool(row[0])
 
@@ -111,7 +142,8 @@ def unwatch(connection: Connection, table: str) -> bool:
 def watches(connection: Connection) -> list[Watch]:
     """Every watched table with its options and what is wrong with it."""
     rows = connection.execute("SELECT * FROM outbox.watches()").fetchall()
-    return [Watch(*row) for row in rows]
+    direct = connection.execute("SELECT * FROM outbox.direct_broadcasts()").fetchall()
+    return [Watch(*row) for row in [*rows, *((*row, []) for row in direct)]]
 
 
 def forget(connection: Connection) -> int:

@@ -1,5 +1,5 @@
 -- Opens a new epoch: from here on delivery ids are others than in the original, and what was
--- captured up to here is held when it is routed. Runs under the dispatch lock.
+-- captured up to here is held when it is routed. Runs under the lock of configuration.
 --
 -- instance text
 -- One row: epoch

@@ -1,4 +1,4 @@
--- Holds every delivery that an adopted copy owes. Runs under the dispatch lock; rows are locked in
+-- Holds every delivery that an adopted copy owes. Runs under the lock of configuration; rows are locked in
 -- order of id, as everywhere. A lease dies with its token.
 --
 -- now  timestamptz or null

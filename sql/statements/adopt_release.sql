@@ -1,5 +1,5 @@
 -- Releases what adoption held: due as before, the age limit moved by the time held. Events of
--- before the adoption that are still to be routed are held no longer. Runs under the dispatch lock.
+-- before the adoption that are still to be routed are held no longer. Runs under the lock of configuration.
 --
 -- now  timestamptz or null
 -- One row: released (count)

@@ -4,13 +4,15 @@
 -- ids uuid[], org_id text or null: only deliveries of this organization
 -- reason text
 -- A row each for what was cancelled: id
-WITH clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS now, (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
-),
-own AS MATERIALIZED (
+WITH own AS MATERIALIZED (
     SELECT d.* FROM outbox.delivery d
     WHERE d.id = ANY (%(ids)s::uuid[]) AND (%(org_id)s::text IS NULL OR d.org_id = %(org_id)s::text)
     ORDER BY d.id FOR UPDATE
+),
+-- The clock is read when all rows are locked: facts of whoever held one of them come before ours.
+clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
+    FROM (SELECT count(*) FROM own) locked
 ),
 gone AS (
     DELETE FROM outbox.delivery d USING own o WHERE d.id = o.id

@@ -30,6 +30,15 @@ unrouted AS (
     FROM clock WHERE p.id = ANY (%(pending)s::bigint[]) AND p.slot = %(slot)s::smallint
     RETURNING p.*
 ),
+-- What was frozen for them goes with them.
+messages AS (
+    UPDATE outbox.email e SET slot = clock.slot
+    FROM clock WHERE e.slot = %(slot)s::smallint AND e.delivery_id = ANY (%(deliveries)s::uuid[] || %(dead)s::uuid[])
+),
+recipients AS (
+    UPDATE outbox.email_recipient r SET slot = clock.slot
+    FROM clock WHERE r.slot = %(slot)s::smallint AND r.delivery_id = ANY (%(deliveries)s::uuid[] || %(dead)s::uuid[])
+),
 owed AS MATERIALIZED (
     SELECT d.event_id, d.id, d.subscription_id, d.org_id, d.revision, d.budget, d.attempts,
            d.held_reason AS reason, d.due_at, to_jsonb(d) - '{token,lease_until,started_at}'::text[] AS state

@@ -1,3 +1,3 @@
--- Taken first in every transaction that leases deliveries or changes subscriptions: whoever holds
--- it sees exact limits and settled configuration. Released at the end of the transaction.
+-- Taken first in every transaction that leases deliveries: whoever holds it sees exact permits and
+-- settled configuration. Released at the end of the transaction.
 SELECT pg_catalog.pg_advisory_xact_lock(78610002)

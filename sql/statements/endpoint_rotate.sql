@@ -1,5 +1,5 @@
 -- Gives an endpoint a new signing key. The old ones sign beside it until the overlap is over. Runs
--- under the dispatch lock.
+-- under the lock of configuration.
 --
 -- id bigint, org_id text or null: only an endpoint of this organization
 -- secret_id bigint, kind text, sealed bytea

@@ -1,5 +1,5 @@
 -- Moves an endpoint to another state; a removed one takes its subscriptions with it and is not
--- moved again. Runs under the dispatch lock; note_revisions.sql follows.
+-- moved again. Runs under the lock of configuration; note_revisions.sql follows.
 --
 -- id bigint
 -- org_id text or null: only an endpoint of this organization
@@ -21,5 +21,9 @@ moved AS (
 followed AS (
     UPDATE outbox.subscription s SET state = 'removed', revision = s.revision + 1
     FROM moved m WHERE s.endpoint_id = m.id AND m.state = 'removed' AND s.state <> 'removed'
+),
+-- Who resumes or removes it knows how it was: it is judged anew.
+forgiven AS (
+    DELETE FROM outbox.lane_health h USING moved m WHERE h.lane = m.id AND m.state IN ('active', 'removed')
 )
 SELECT f.state AS was, coalesce(m.state, f.state) AS now_is FROM found f LEFT JOIN moved m ON m.id = f.id

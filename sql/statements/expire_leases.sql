@@ -24,9 +24,9 @@ doomed AS (
 ),
 buried AS (
     INSERT INTO outbox.dead_letter (id, event_id, event_slot, subscription_id, revision, generation, lane, org_id,
-        attempts, budget, expiries, expires_at, reason, died_at)
+        order_key, attempts, budget, expiries, expires_at, reason, died_at)
     SELECT e.id, e.event_id, e.event_slot, e.subscription_id, e.revision, e.generation, e.lane, e.org_id,
-           e.attempts, e.budget, e.expiries, e.expires_at, 'lease_expired', clock.now
+           e.order_key, e.attempts, e.budget, e.expiries, e.expires_at, 'lease_expired', clock.now
     FROM clock, ended e WHERE e.started AND e.expiries + 1 >= %(expiries_max)s::int
 ),
 freed AS (

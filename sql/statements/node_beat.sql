@@ -4,9 +4,10 @@
 -- kind text: relay or worker
 -- host text
 -- pid  int
+-- level int: the schema level of the program
 WITH silent AS (
     DELETE FROM outbox.node n WHERE n.polled_at < clock_timestamp() - interval '1 day' AND n.id <> %(id)s::uuid
 )
-INSERT INTO outbox.node (id, kind, host, pid, started_at, polled_at)
-VALUES (%(id)s::uuid, %(kind)s, %(host)s, %(pid)s, clock_timestamp(), clock_timestamp())
+INSERT INTO outbox.node (id, kind, host, pid, level, started_at, polled_at)
+VALUES (%(id)s::uuid, %(kind)s, %(host)s, %(pid)s, %(level)s::int, clock_timestamp(), clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET polled_at = clock_timestamp()

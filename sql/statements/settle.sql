@@ -9,7 +9,11 @@
 -- reasons  text[]
 -- delays_s float8[]: for retry, seconds from now
 -- details  text[]: JSON or null
--- A row each for what was settled: id
+-- effects  text[]: JSON or null: what an attempt brings about, in this transaction. `emit`, of a delivered
+--          one alone, is an array of events: type, subject, payload, headers, and the options of outbox.emit;
+--          `email` says what became of recipients (outbox.note_emails); `artifact`, of a delivered one alone,
+--          is a document that was stored
+-- A row each for what was settled: id, emitted (events, of the whole batch), mailed (of no interest)
 --
 -- Rows are reached by id alone, whatever the statistics say: every change is `id = ANY (...)`.
 -- OFFSET 0 keeps the conditions on the state out of the scan that locks: on an empty database's
@@ -19,11 +23,11 @@ WITH clock AS MATERIALIZED (
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
 ),
 own AS MATERIALIZED (
-    SELECT d.*, i.verdict, i.charged, i.reason, i.delay_s, i.detail, d.attempts + i.charged::int AS attempts_now
+    SELECT d.*, i.verdict, i.charged, i.reason, i.delay_s, i.detail, i.effects, d.attempts + i.charged::int AS attempts_now
     FROM (
         SELECT u.* FROM unnest(%(ids)s::uuid[], %(tokens)s::bigint[], %(verdicts)s::text[], %(charged)s::boolean[],
-                               %(reasons)s::text[], %(delays_s)s::float8[], %(details)s::text[])
-            AS u (id, token, verdict, charged, reason, delay_s, detail) ORDER BY u.id) i
+                               %(reasons)s::text[], %(delays_s)s::float8[], %(details)s::text[], %(effects)s::text[])
+            AS u (id, token, verdict, charged, reason, delay_s, detail, effects) ORDER BY u.id) i
     CROSS JOIN LATERAL (
         SELECT * FROM outbox.delivery d WHERE d.id = i.id
         OFFSET 0 FOR UPDATE) d
@@ -35,9 +39,9 @@ ended AS (
 ),
 buried AS (
     INSERT INTO outbox.dead_letter (id, event_id, event_slot, subscription_id, revision, generation, lane, org_id,
-        attempts, budget, expiries, expires_at, reason, detail, died_at)
+        order_key, attempts, budget, expiries, expires_at, reason, detail, died_at)
     SELECT o.id, o.event_id, o.event_slot, o.subscription_id, o.revision, o.generation, o.lane, o.org_id,
-           o.attempts_now, o.budget, o.expiries, o.expires_at, o.reason, o.detail::jsonb, clock.now
+           o.order_key, o.attempts_now, o.budget, o.expiries, o.expires_at, o.reason, o.detail::jsonb, clock.now
     FROM clock, own o WHERE o.verdict = 'dead'
 ),
 again AS MATERIALIZED (
@@ -62,5 +66,45 @@ told AS (
            o.reason, CASE WHEN o.verdict IN ('retry', 'release')
                           THEN clock.now + make_interval(secs => coalesce(o.delay_s, 0)) END, o.detail::jsonb
     FROM clock, own o
+),
+-- In one order everywhere, since emit locks an ordering key or a deduplication key; but events of one
+-- ordering key in the order in which they were emitted, for that is what the key promises.
+emitted AS MATERIALIZED (
+    SELECT o.id, outbox.emit_effect(o.org_id, e.value) AS event_id
+    FROM own o CROSS JOIN LATERAL json_array_elements(o.effects::json -> 'emit') WITH ORDINALITY e (value, n)
+    WHERE o.verdict = 'delivered' AND o.effects IS NOT NULL
+    ORDER BY o.org_id, e.value ->> 'ordering_key',
+             CASE WHEN e.value ->> 'ordering_key' IS NULL THEN e.value ->> 'dedupe_key' END, o.id, e.n
+),
+artifacts AS MATERIALIZED (
+    SELECT o.id AS delivery_id, o.event_id, o.subscription_id, o.org_id, a.*
+    FROM own o CROSS JOIN LATERAL json_to_record(o.effects::json -> 'artifact') AS a (
+        id uuid, sha256 text, size bigint, pages int, filename text, content_type text, subject text, engine text,
+        engine_version text, template text, template_version text)
+    WHERE o.verdict = 'delivered' AND o.effects IS NOT NULL AND a.sha256 IS NOT NULL
+),
+kept AS (
+    INSERT INTO outbox.artifact AS had (id, delivery_id, event_id, subscription_id, org_id, subject, sha256, size, pages,
+        filename, content_type, engine, engine_version, template, template_version, announced, created_at)
+    SELECT a.id, a.delivery_id, a.event_id, a.subscription_id, a.org_id, a.subject, a.sha256, a.size, a.pages,
+           a.filename, a.content_type, a.engine, a.engine_version, a.template, a.template_version,
+           ARRAY(SELECT e.event_id FROM emitted e WHERE e.id = a.delivery_id), clock.now
+    FROM clock, artifacts a ORDER BY a.id
+    ON CONFLICT (id) DO UPDATE SET announced = had.announced || EXCLUDED.announced
+),
+-- What an artifact names is no stray.
+named AS (
+    DELETE FROM outbox.artifact_stray s WHERE s.ctid = ANY (ARRAY(
+        SELECT s.ctid FROM outbox.artifact_stray s
+        JOIN artifacts a ON s.org = coalesce(a.org_id, '') AND s.sha256 = a.sha256
+        ORDER BY s.org, s.sha256 FOR UPDATE OF s))
+),
+mailed AS MATERIALIZED (
+    SELECT outbox.note_emails(x.now, x.told)::text AS done
+    FROM (
+        SELECT (SELECT now FROM clock) AS now, jsonb_object_agg(o.id, jsonb_build_object(
+                   'org', o.org_id, 'slot', o.event_slot, 'n', o.effects::jsonb -> 'email')) AS told
+        FROM own o WHERE o.effects IS NOT NULL AND o.effects::json -> 'email' IS NOT NULL) x
+    WHERE x.told IS NOT NULL
 )
-SELECT o.id FROM own o
+SELECT o.id, (SELECT count(*) FROM emitted) AS emitted, (SELECT count(*) FROM mailed) AS mailed FROM own o

@@ -7,10 +7,13 @@
 WITH counted AS MATERIALIZED (
     SELECT (SELECT count(*) FROM (SELECT FROM outbox.pending LIMIT %(count_max)s::int + 1) x) AS pending,
            (SELECT count(*) FROM (
-                SELECT FROM ((SELECT FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts = 0
+                SELECT FROM ((SELECT FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.queue = 0
                               LIMIT %(count_max)s::int + 1)
                              UNION ALL
-                             (SELECT FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts > 0
+                             (SELECT FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.queue = 1
+                              LIMIT %(count_max)s::int + 1)
+                             UNION ALL
+                             (SELECT FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.queue = 2
                               LIMIT %(count_max)s::int + 1)) y LIMIT %(count_max)s::int + 1) x) AS scheduled,
            (SELECT count(*) FROM (SELECT FROM outbox.delivery d WHERE d.state = 'leased'
                                   LIMIT %(count_max)s::int + 1) x) AS leased,
@@ -22,7 +25,7 @@ SELECT c.pending, c.scheduled, c.leased, c.held, c.dead,
        (SELECT sum(r.reltuples)::bigint FROM pg_catalog.pg_class r
         WHERE r.oid = 'outbox.pending_pkey'::regclass) AS pending_estimate,
        (SELECT sum(r.reltuples)::bigint FROM pg_catalog.pg_class r
-        WHERE r.oid IN ('outbox.delivery_fresh'::regclass, 'outbox.delivery_retry'::regclass)) AS scheduled_estimate,
+        WHERE r.oid = 'outbox.delivery_due'::regclass) AS scheduled_estimate,
        (SELECT sum(r.reltuples)::bigint FROM pg_catalog.pg_class r
         WHERE r.oid = 'outbox.delivery_lease'::regclass) AS leased_estimate,
        (SELECT sum(r.reltuples)::bigint FROM pg_catalog.pg_class r

@@ -1,4 +1,4 @@
--- Moves a subscription to another state. Runs under the dispatch lock; note_revisions.sql follows.
+-- Moves a subscription to another state. Runs under the lock of configuration; note_revisions.sql follows.
 --
 -- id bigint
 -- org_id text or null: only a subscription of this organization

@@ -1,7 +1,7 @@
 -- Brings the held deliveries of a lane into line with the state of their destinations, batch by
 -- batch in order of id: those of active ones that were paused or disabled are scheduled again,
 -- those of removed ones cancelled. What is held for another reason stays. The maximum age stood
--- still meanwhile: it moves by the time held. Runs under the dispatch lock.
+-- still meanwhile: it moves by the time held. Runs under the lock of configuration.
 --
 -- lane      bigint
 -- after_at  timestamptz: not used, every sweep has it

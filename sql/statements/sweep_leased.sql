@@ -1,7 +1,7 @@
 -- Brings the leased deliveries of a lane into line with the state of their destinations, batch by
 -- batch in order of lease: removed ones are cancelled; paused or disabled ones are held unless an
 -- attempt has started. The token goes, so that a late take or settle changes nothing. Runs under
--- the dispatch lock.
+-- the lock of configuration.
 --
 -- lane      bigint
 -- after_at  timestamptz, after_id uuid: where the batch before ended ('-infinity' at first)

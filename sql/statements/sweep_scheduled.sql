@@ -1,6 +1,6 @@
 -- Brings the scheduled deliveries of a lane into line with the state of their destinations, batch
 -- by batch in order of due time: paused or disabled ones are held, removed ones cancelled. Runs
--- under the dispatch lock, so that a state changed back meanwhile is seen.
+-- under the lock of configuration, so that a state changed back meanwhile is seen.
 --
 -- lane      bigint
 -- after_at  timestamptz, after_id uuid: where the batch before ended ('-infinity' at first)
@@ -12,13 +12,19 @@ WITH clock AS MATERIALIZED (
 looked AS MATERIALIZED (
     SELECT x.id, x.at FROM (
         (SELECT d.id, d.due_at AS at FROM outbox.delivery d
-         WHERE d.lane = %(lane)s::bigint AND d.state = 'scheduled' AND d.attempts = 0
+         WHERE d.lane = %(lane)s::bigint AND d.state = 'scheduled' AND d.queue = 0
            AND d.due_at >= %(after_at)s::timestamptz
            AND (d.due_at, d.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
          ORDER BY d.due_at, d.id LIMIT %(rows_max)s::int)
         UNION ALL
         (SELECT d.id, d.due_at FROM outbox.delivery d
-         WHERE d.lane = %(lane)s::bigint AND d.state = 'scheduled' AND d.attempts > 0
+         WHERE d.lane = %(lane)s::bigint AND d.state = 'scheduled' AND d.queue = 1
+           AND d.due_at >= %(after_at)s::timestamptz
+           AND (d.due_at, d.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
+         ORDER BY d.due_at, d.id LIMIT %(rows_max)s::int)
+        UNION ALL
+        (SELECT d.id, d.due_at FROM outbox.delivery d
+         WHERE d.lane = %(lane)s::bigint AND d.state = 'scheduled' AND d.queue = 2
            AND d.due_at >= %(after_at)s::timestamptz
            AND (d.due_at, d.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
          ORDER BY d.due_at, d.id LIMIT %(rows_max)s::int)) x

@@ -7,7 +7,8 @@
 -- tokens  bigint[]
 -- A row each: id, token, lease_left_s, attempt, event_id, type, occurred_at (text), payload (text),
 -- headers (text), org_id, subject, subscription_id, kind, body_format, retry, age_left_s,
--- endpoint_id, endpoint_revision
+-- endpoint_id, endpoint_revision, revision (of the subscription, at routing); generation, original_id (the
+-- id of generation 0): null in generation 0
 WITH clock AS MATERIALIZED (SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now),
 own AS MATERIALIZED (
     SELECT d.id FROM clock, (
@@ -35,10 +36,14 @@ SELECT d.id, d.token, extract(epoch FROM d.lease_until - clock.now)::float8 AS l
        e.payload::text AS payload, e.headers::text AS headers, d.org_id, e.subject, d.subscription_id,
        s.kind, coalesce((r.config ->> 'body_format')::int, s.body_format::int) AS body_format, s.retry,
        extract(epoch FROM d.age_limit_at - clock.now)::float8 AS age_left_s,
-       s.endpoint_id, s.endpoint_revision
+       s.endpoint_id, s.endpoint_revision, d.revision,
+       CASE WHEN d.generation > 0 THEN d.generation END AS generation,
+       CASE WHEN d.generation > 0 THEN outbox.delivery_id(d.event_id, e.created_at, d.subscription_id, 0, (
+            SELECT i.salt FROM outbox.installation i WHERE i.first_event_id <= d.event_id
+            ORDER BY i.first_event_id DESC LIMIT 1)) END AS original_id
 FROM clock, started d
 CROSS JOIN LATERAL (
-    SELECT s.kind, s.body_format, s.retry, s.endpoint_id, s.revision, n.revision AS endpoint_revision
+    SELECT coalesce(s.processor, s.kind) AS kind, s.body_format, s.retry, s.endpoint_id, s.revision, n.revision AS endpoint_revision
     FROM outbox.subscription s LEFT JOIN outbox.endpoint n ON n.id = s.endpoint_id
     WHERE s.id = d.subscription_id
     OFFSET 0) s

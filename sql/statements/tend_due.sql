@@ -9,31 +9,20 @@ WITH RECURSIVE clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
 ),
-fresh (lane) AS (
-    (SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts = 0
-     ORDER BY d.lane, d.due_at LIMIT 1)
+scan (queue, lane) AS (
+    SELECT q.queue, first.lane FROM (VALUES (0), (1), (2)) q (queue) CROSS JOIN LATERAL (
+        SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.queue = q.queue
+        ORDER BY d.lane, d.due_at LIMIT 1) first
     UNION ALL
-    SELECT next.lane FROM fresh f CROSS JOIN LATERAL (
-        SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts = 0 AND d.lane > f.lane
-        ORDER BY d.lane, d.due_at LIMIT 1) next
-),
-retry (lane) AS (
-    (SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts > 0
-     ORDER BY d.lane, d.due_at LIMIT 1)
-    UNION ALL
-    SELECT next.lane FROM retry r CROSS JOIN LATERAL (
-        SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.attempts > 0 AND d.lane > r.lane
+    SELECT s.queue, next.lane FROM scan s CROSS JOIN LATERAL (
+        SELECT d.lane FROM outbox.delivery d
+        WHERE d.state = 'scheduled' AND d.queue = s.queue AND d.lane > s.lane
         ORDER BY d.lane, d.due_at LIMIT 1) next
 ),
 due AS MATERIALIZED (
-    SELECT x.* FROM clock, fresh l CROSS JOIN LATERAL (
+    SELECT x.* FROM clock, scan s CROSS JOIN LATERAL (
         SELECT d.* FROM outbox.delivery d
-        WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.attempts = 0 AND d.due_at <= clock.now
-        ORDER BY d.due_at LIMIT %(rows_max)s::int) x
-    UNION ALL
-    SELECT x.* FROM clock, retry l CROSS JOIN LATERAL (
-        SELECT d.* FROM outbox.delivery d
-        WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.attempts > 0 AND d.due_at <= clock.now
+        WHERE d.state = 'scheduled' AND d.queue = s.queue AND d.lane = s.lane AND d.due_at <= clock.now
         ORDER BY d.due_at LIMIT %(rows_max)s::int) x
     UNION ALL
     (SELECT d.* FROM outbox.delivery d
@@ -65,9 +54,9 @@ gone AS (
 ),
 buried AS (
     INSERT INTO outbox.dead_letter (id, event_id, event_slot, subscription_id, revision, generation, lane, org_id,
-        attempts, budget, expiries, expires_at, reason, died_at)
+        order_key, attempts, budget, expiries, expires_at, reason, died_at)
     SELECT l.id, l.event_id, l.event_slot, l.subscription_id, l.revision, l.generation, l.lane, l.org_id,
-           l.attempts, l.budget, l.expiries, l.expires_at, l.verdict, clock.now
+           l.order_key, l.attempts, l.budget, l.expiries, l.expires_at, l.verdict, clock.now
     FROM clock, locked l WHERE l.verdict IN ('expired', 'max_age')
 ),
 stopped AS (

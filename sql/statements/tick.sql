@@ -4,7 +4,8 @@
 -- bell  int or null: 1 says that a relay is awake, 2 asks capture to ring
 -- One row: pending (boolean: an unrouted event above the floor), expired (boolean: a lease ran
 -- out), snapshot (text, xmin:xmax:xip,...: transactions in progress), newest_id (bigint: the last
--- event id drawn), bell_was (bigint: before this statement), bell_is (bigint, or null)
+-- event id drawn), bell_was (bigint: before this statement), signalled (boolean: a key of an ordered
+-- subscription may have its next turn), bell_is (bigint, or null)
 --
 -- PostgreSQL's own snapshot ends at the latest transaction that has ended: whoever runs with a later
 -- id stands in no list. Here it reaches up to the next id, read after the bell was set: whoever saw
@@ -27,5 +28,9 @@ SELECT EXISTS (SELECT FROM outbox.pending p WHERE p.id > %(floor)s::bigint ORDER
               FROM (SELECT pg_catalog.pg_current_snapshot() AS now) s) x) AS snapshot,
        -- A sequence that was never used says 1.
        (SELECT last_value - (NOT is_called)::int FROM outbox.event_id) AS newest_id,
-       rung.bell_was, rung.bell_is
+       rung.bell_was,
+       EXISTS (SELECT FROM outbox.order_signal s
+               WHERE s.at <= clock_timestamp() AND s.at > clock_timestamp() - interval '5 s'
+               ORDER BY s.at LIMIT 1) AS signalled,
+       rung.bell_is
 FROM rung

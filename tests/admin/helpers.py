@@ -140,9 +140,18 @@ class Shop:
             due_at = self.one("SELECT %(due)s::timestamptz", due=item["due_at"])
             facts = [Fact(FactName.ROUTED, routed_at, delivery_id, state=state, due_at=due_at)]
             facts += [
-                Fact(FactName(fact), at, delivery_id, charged=charged, budget=budget, due_at=due)
-                for fact, at, charged, budget, due in self.rows(
-                    "SELECT fact, at, charged, budget, due_at FROM outbox.journal"
+                Fact(
+                    FactName(fact),
+                    at,
+                    delivery_id,
+                    attempt=attempt or 0,
+                    charged=charged,
+                    budget=budget,
+                    due_at=due,
+                    **_carried(detail if fact == "carried" else {}),
+                )
+                for fact, at, attempt, charged, budget, due, detail in self.rows(
+                    "SELECT fact, at, attempt, charged, budget, due_at, detail FROM outbox.journal"
                     " WHERE delivery_id = %(id)s ORDER BY at",
                     id=delivery_id,
                 )
@@ -150,6 +159,13 @@ class Shop:
             folded = fold(facts)
             assert folded is not None
             yield folded
+
+
+def _carried(detail: dict[str, Any]) -> dict[str, Any]:
+    """What a `carried` fact says in its detail."""
+    if not detail:
+        return {}
+    return {"state": State(detail["state"]), "expiries": detail["expiries"]}
 
 
 def settlements(leases: list[tuple[UUID, int]], verdict: str, reason: str) -> list[Settlement]:

@@ -2,119 +2,17 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from cli import main
 from outbox.addressbook import open_endpoint
 from outbox.secrets import KeyRing
 from outbox.store.endpoints import load_endpoint
+from tests.admin.calling import KEY, Outbox, Receiver, added
 from tests.admin.helpers import URL, Shop
-
-KEY = KeyRing.generate_text(lambda n: bytes(range(n)))
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-
-Outbox = Callable[..., Ran]
-
-
-@pytest.fixture
-def outbox(
-    database: str,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Outbox:
-    """Run one command in this process, on this test's database."""
-    for name in [name for name in os.environ if name.startswith("OUTBOX_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OUTBOX_DATABASE_URL", database)
-    monkeypatch.setenv("OUTBOX_SECRET_KEY", KEY)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def call(*args: object, **environ: str) -> Ran:
-        with monkeypatch.context() as patch:
-            for name, value in environ.items():
-                patch.setenv(name, value)
-            capfd.readouterr()
-            code = main([str(arg) for arg in args])
-            return Ran(code, *capfd.readouterr())
-
-    return call
-
-
-def added(outbox: Outbox, *args: object, org: str = "acme") -> Any:
-    ran = outbox("endpoints", "add", "--org", org, "--url", URL, "--events", "*", *args, "--json")
-    assert ran.code == 0, ran.err
-    return ran.document
-
-
-@dataclass
-class Receiver:
-    """A real receiver on loopback that answers with `status`."""
-
-    status: int = 200
-    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    port: int = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/in"
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {
-            "OUTBOX_EGRESS_ALLOW_HTTP": "true",
-            "OUTBOX_EGRESS_ALLOW_CIDRS": "127.0.0.0/8",
-            "OUTBOX_EGRESS_PORTS": str(self.port),
-        }
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    state = Receiver()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            state.requests.append(({k.lower(): v for k, v in self.headers.items()}, body))
-            self.send_response(state.status)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            """Nothing on stderr."""
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        state.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield state
-        server.shutdown()
-        thread.join()
-
 
 # -- endpoints ------------------------------------------------------------------------------------
 
@@ -130,6 +28,7 @@ def test_add_takes_every_option_and_prints_the_secret_once(
         *("--concurrency", "7", "--rate", "2.5/s", "--timeout", "3s"),
         *("--header", "X-Env: prod", "--header", "Authorization: @token"),
         *("--body", "database-webhook", "--no-gone-disables"),
+        *("--ordered", "park", "--no-circuit", "--disable-after", "12h"),
     )
     assert set(document) == {"id", "subscription_id", "url", "secret"}
     assert document["secret"].startswith("whsec_")
@@ -145,6 +44,8 @@ def test_add_takes_every_option_and_prints_the_secret_once(
     )
     assert (shown.document["concurrency"], shown.document["rate_per_s"]) == (7, 2.5)
     assert shown.document["gone_disables"] is False
+    assert (shown.document["circuit"], shown.document["disable_after_s"]) == (False, 43200)
+    assert rule["order"] == "park"
     for ran in (shown, listed):
         assert "s3cret" not in ran.out
         assert document["secret"] not in ran.out
@@ -187,6 +88,9 @@ def test_an_ed25519_endpoint_prints_a_public_key(outbox: Outbox) -> None:
         (["--org", "a", "--url", URL, "--events", "*", "--rate", "0/s"], 2),
         (["--org", "a", "--url", URL, "--events", "*", "--concurrency", "0"], 2),
         (["--org", "a", "--url", URL, "--events", "*", "--timeout", "1h"], 2),
+        (["--org", "a", "--url", URL, "--events", "*", "--ordered", "never"], 2),
+        (["--org", "a", "--url", URL, "--events", "*", "--disable-after", "1s"], 2),
+        (["--org", "a", "--url", URL, "--events", "*", "--disable-after", "soon"], 2),
         (["--org", "a", "--url", URL, "--events", "*", "--header", "Host: x"], 2),
         (["--org", "a", "--url", URL, "--events", "*", "--header", "webhook-id: x"], 2),
         (["--org", "a", "--url", URL, "--events", "*", "--header", "no colon"], 2),

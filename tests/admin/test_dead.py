@@ -12,6 +12,7 @@ from outbox.errors import UsageError
 from outbox.store import endpoints
 from outbox.store.dead import (
     Discarded,
+    Pace,
     Redriven,
     Selection,
     dead_reasons,
@@ -125,13 +126,20 @@ def test_a_selection_takes_what_meets_every_condition(shop: Shop) -> None:
     a, b = shop.kill(2, "acme", "http_500")
     c = shop.kill(1, "acme", "timeout")[0]
     d = shop.kill(1, "rival", "timeout")[0]
+    shop.emit("acme", 1, subject="orders/9")
+    [e] = shop.attempt("dead", "gone")
     died_b = shop.one("SELECT died_at FROM outbox.dead_letter WHERE id = %(id)s", id=c)
     cases: list[tuple[dict[str, Any], set[object]]] = [
-        ({"org": "acme"}, {a, b, c}),
+        ({"org": "acme"}, {a, b, c, e}),
         ({"endpoint_id": second.id}, {d}),
         ({"reason": "timeout"}, {c, d}),
         ({"reason": "timeout", "org": "acme"}, {c}),
-        ({"since": died_b}, {c, d}),
+        ({"since": died_b}, {c, d, e}),
+        ({"until": died_b}, {a, b}),
+        ({"patterns": ("orders.*",), "org": "rival"}, {d}),
+        ({"patterns": ("users.*",)}, set()),
+        ({"subject": "orders/9"}, {e}),
+        ({"subject": "orders/9", "patterns": ("orders.paid",), "org": "rival"}, set()),
         ({"ids": [a, d]}, {a, d}),
         ({"ids": [a, d], "org": "rival"}, {d}),
         ({"org": "acme", "endpoint_id": second.id}, set()),
@@ -205,3 +213,65 @@ def test_a_dead_letters_story_begins_with_its_routing(shop: Shop) -> None:
     shown = show_delivery(shop.connection, delivery_id)
     assert [fact["fact"] for fact in shown["journal"]] == ["routed", "dead"]
     assert (shown["state"], shown["reason"], shown["attempts"]) == ("dead", "http_500", 1)
+
+
+# -- redriven ones wait, at a pace ----------------------------------------------------------------
+
+
+def test_redriven_deliveries_wait_behind_fresh_ones_and_retries(shop: Shop) -> None:
+    shop.endpoint()
+    shop.kill(2)
+    redrive(shop.connection, ALL)
+    assert shop.rows("SELECT again, order_key FROM outbox.delivery") == [(True, None)] * 2
+    assert shop.rows("SELECT FROM outbox.order_signal") == []
+
+
+def test_an_ordered_letter_waits_for_its_turn(shop: Shop) -> None:
+    added = shop.endpoint()
+    [delivery_id] = shop.kill()
+    shop.connection.execute("UPDATE outbox.dead_letter SET order_key = -7")
+    assert redrive(shop.connection, ALL) == Redriven(redriven=1)
+    [row] = shop.rows("SELECT state, held_reason, order_key, again, budget FROM outbox.delivery")
+    assert row == ("held", "order", -7, True, 2)
+    assert shop.facts(delivery_id)[-2:] == [("redriven", "http_500"), ("held", "order")]
+    signals = shop.rows("SELECT DISTINCT subscription_id, order_key FROM outbox.order_signal")
+    assert signals == [(added.subscription_id, -7)]
+
+
+def test_a_redriven_letter_keeps_its_generation(shop: Shop) -> None:
+    shop.endpoint()
+    shop.kill()
+    shop.connection.execute("UPDATE outbox.dead_letter SET generation = 3")
+    redrive(shop.connection, ALL)
+    assert shop.one("SELECT generation FROM outbox.delivery") == 3
+
+
+def test_a_rate_is_kept_in_batches_no_larger_than_a_second_holds(shop: Shop) -> None:
+    shop.endpoint()
+    shop.kill(7)
+    now = [100.0]
+    told: list[int] = []
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    pace = Pace(2.0, told.append, clock=lambda: now[0], sleep=sleep)
+    assert redrive(shop.connection, ALL, pace=pace) == Redriven(redriven=7)
+    assert told == [2, 4, 6, 7]
+    assert slept == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_a_selective_condition_looks_at_bounded_parts(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.store.dead._BATCH_LOOKED_MAX", 2)
+    shop.endpoint()
+    shop.kill(7)
+    shop.kill(1, reason="timeout")
+    shop.kill(4)
+    chosen = Selection(reason="timeout")
+    assert redrive(shop.connection, chosen, dry_run=True) == Redriven(redriven=1)
+    assert redrive(shop.connection, chosen) == Redriven(redriven=1)
+    assert discard(shop.connection, ALL, "x", rows_max=1) == Discarded(discarded=11)

@@ -104,7 +104,9 @@ def test_endpoint_subscription_and_first_revision_appear_together(shop: Shop) ->
         "SELECT s.lane, r.revision, r.config FROM outbox.subscription s"
         " JOIN outbox.subscription_revision r ON r.subscription_id = s.id"
     )
-    assert config == (
+    lane, revision, told = config
+    given = {name: value for name, value in told.items() if value not in (None, [])}
+    assert (lane, revision, given) == (
         added.id,
         1,
         {

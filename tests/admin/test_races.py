@@ -16,6 +16,7 @@ from outbox.store.dispatch import Dispatch
 from outbox.store.statements import statement
 from outbox.store.subscriptions import Rule, pause_subscription
 from tests.admin.helpers import Behind, Connection, Shop, settlements
+from tests.admin.storm import Storm, deadlocks, described, equal, left
 
 
 @contextmanager
@@ -43,6 +44,7 @@ def settle_in(
         "reasons": [s.reason for s in ended],
         "delays_s": [delay_s for _ in ended],
         "details": [None for _ in ended],
+        "effects": [None for _ in ended],
     }
     return {row[0] for row in connection.execute(statement("settle"), parameters)}
 
@@ -230,3 +232,20 @@ def test_a_late_settle_of_the_budget_before_changes_nothing(shop: Shop) -> None:
     assert shop.settle(leases, "delivered") == set()
     shop.take(again)
     assert shop.settle(again, "delivered") == {again[0][0]}
+
+
+def test_everybody_at_once_meets_no_deadlock_and_loses_nothing(database: str, seed: int) -> None:
+    """Settle, cancel, pause, redrive, discard, replay, redact, rebuild and retention beside two
+    relays and two workers, over ordered and unordered subscriptions: one order of locks."""
+    storm = Storm(database, seed)
+    storm.rage(rounds=16)
+    assert storm.failed == []
+    assert deadlocks(database) == 0
+    assert left(database) == {}
+    assert storm.books.unaccounted() == set()
+    report = equal(database)
+    assert report.equal, described(report)
+    did = storm.books
+    assert all(did.ended[how] for how in ("delivered", "cancelled", "discarded"))
+    assert did.done["cleared"] > 0
+    assert did.redacted

@@ -106,6 +106,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
         self.entered = 0
         self.gate = Event()
         self.gate.set()
@@ -117,7 +118,7 @@ class Receiver:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                outer._came(body)
+                outer._came(body, {k.lower(): v for k, v in self.headers.items()})
                 self.send_response(200)
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -133,13 +134,14 @@ class Receiver:
         self.port = self._server.server_address[1]
         self._thread = Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
-    def _came(self, body: bytes) -> None:
+    def _came(self, body: bytes, headers: dict[str, str]) -> None:
         with self._changed:
             self.entered += 1
             self._changed.notify_all()
         self.gate.wait(WITHIN_S)
         with self._changed:
             self.bodies.append(body)
+            self.headers.append(headers)
             self._changed.notify_all()
 
     def wait_for(self, count: int) -> None:

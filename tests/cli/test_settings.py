@@ -197,5 +197,5 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 def test_every_setting_has_a_variable_a_default_and_help() -> None:
     for option in OPTIONS:
         assert hasattr(Settings(), option.name)
-        assert option.variable == f"OUTBOX_{option.name.upper()}"
+        assert option.variable == f"OUTBOX_{option.word.upper()}"
         assert option.help

@@ -159,6 +159,17 @@ SELECT outbox.watch('t', org_column => 'org');
 ALTER TABLE t DROP COLUMN org
 """
 LOST_TABLE = "CREATE TABLE t (id int PRIMARY KEY); SELECT outbox.watch('t'); DROP TABLE t"
+FAILING = """
+INSERT INTO outbox.lane_health (lane, failing_since, failed_at, failures)
+SELECT id, now() - interval '1 h', now(), 17 FROM outbox.endpoint
+"""
+BLOCKED = """
+UPDATE outbox.subscription SET order_mode = 'block';
+INSERT INTO outbox.dead_letter (id, event_id, event_slot, subscription_id, revision, generation,
+    lane, org_id, order_key, attempts, budget, expiries, reason, died_at)
+SELECT gen_random_uuid(), n, 0, s.id, 1, 0, s.lane, 'acme', n % 2, 1, 1, 0, 'http_500', now()
+FROM outbox.subscription s, generate_series(1, 4) n
+"""
 ALTERED_SECRET = "UPDATE outbox.secret SET sealed = overlay(sealed placing '\\x00' from 30)"
 
 
@@ -176,6 +187,8 @@ ALTERED_SECRET = "UPDATE outbox.secret SET sealed = overlay(sealed placing '\\x0
         ("watches", LOST_COLUMN, "public.t"),
         ("watches", LOST_TABLE, "unwatch --gone"),
         ("keys", ALTERED_SECRET, "1 stored"),
+        ("failing", FAILING, "(17 tries)"),
+        ("order", BLOCKED, "2 key(s)"),
     ],
 )
 def test_doctor_finds(check: str, wrong: str, words: str, outbox: Outbox, shop: Shop) -> None:

@@ -320,3 +320,16 @@ def test_two_async_sessions_with_one_key_agree(database: str) -> None:
 
     assert len(asyncio.run(run())) == 1
     assert len(rows(database, "SELECT FROM outbox.event")) == 1
+
+
+def test_whoever_has_drawn_an_event_id_is_seen_in_progress(database: str) -> None:
+    """I9: whatever emit waits for after that, a relay that passes the id knows whom to watch."""
+    running = "SELECT backend_xid IS NOT NULL FROM pg_stat_activity WHERE pid = %s"
+    with psycopg.connect(database) as one, psycopg.connect(database) as two:
+        pid = two.info.backend_pid
+        first = outbox.emit(one, "first", 1, dedupe_key="k")
+        with waiting_emit(database, two, dedupe_key="k"):
+            drawn = rows(database, "SELECT last_value FROM outbox.event_id")
+            seen = rows(database, running, pid)
+            one.commit()  # before anything is judged: a test that fails must not wait for ever
+        assert (drawn, seen) == ([(first + 1,)], [(True,)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -21,13 +21,18 @@ from outbox.store.statements import statement
 Row = tuple[Any, ...]
 Connection = psycopg.Connection[Row]
 Lease = tuple[UUID, int]
+Opened = TypeVar("Opened", bound=Connection)
 
 LEASE_S = 30.0
 
 
 def open_hot(url: str) -> Connection:
     """A connection with the session settings of the loops."""
-    connection = psycopg.connect(url, autocommit=True)
+    return made_hot(psycopg.connect(url, autocommit=True))
+
+
+def made_hot(connection: Opened) -> Opened:
+    """The same with a connection of whatever kind."""
     connection.execute(store_connect._SESSION)
     connection.prepare_threshold = 0
     return connection
@@ -126,7 +131,7 @@ class Engine:
             },
             connection,
         )
-        ids, events, deliveries, leased, waiting, id_max, org_last, full = row
+        ids, events, deliveries, leased, waiting, id_max, org_last, full, _ = row
         found = (split_ids(ids), events, deliveries, leased, waiting, id_max, org_last, full or [])
         return Routed(*found), token
 
@@ -142,6 +147,7 @@ class Engine:
         now: datetime | None = None,
         lane_from: int = 0,
         lanes_max: int = 100,
+        later_max: int | None = None,
         connection: Connection | None = None,
     ) -> tuple[Leased, int]:
         token = next(self._tokens)
@@ -152,6 +158,7 @@ class Engine:
                 "lane_from": lane_from,
                 "lanes_max": lanes_max,
                 "window": window,
+                "later_max": window if later_max is None else later_max,
                 "token": token,
                 "lease_s": LEASE_S,
             },
@@ -204,6 +211,7 @@ class Engine:
             "reasons": [reason] * n,
             "delays_s": [delay_s] * n,
             "details": [detail] * n,
+            "effects": [None] * n,
         }
         return {row[0] for row in self._rows("settle", params)}
 

@@ -91,7 +91,7 @@ class Running:
 
 @asynccontextmanager
 async def working(
-    url: str, processor: Processor, config: WorkerConfig | None = None
+    url: str, processor: Processor, config: WorkerConfig | None = None, *, kind: str = "webhook"
 ) -> AsyncIterator[Running]:
     """A worker while the body runs; cancelled at the end if it was not finished."""
     opened: list[HotConnection] = []
@@ -104,7 +104,7 @@ async def working(
         opened.append(await connect_hot(url, name))
         return opened[-1]
 
-    processors: Mapping[str, Processor] = {"webhook": processor}
+    processors: Mapping[str, Processor] = {kind: processor}
     worker = Worker(open_connection, processors, RING, config or WorkerConfig(), jitter=lambda: 0.0)
     task = asyncio.create_task(worker.run())
     await until(lambda: len(opened) == 2)
@@ -113,5 +113,6 @@ async def working(
     finally:
         task.cancel()
         await asyncio.wait([task])
+        worker.stop()  # whoever waits to hand over is let go
         for connection in opened:
             await connection.raw.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from outbox.store.statements import statement
 from tests.engine.engine import LEASE_S, Engine, Lease, another, seconds
 
 AFTER = seconds(LEASE_S + 1)
@@ -226,6 +228,7 @@ def test_one_batch_may_end_in_every_way(engine: Engine) -> None:
         "reasons": ["a", "b", "c", "d", "e"],
         "delays_s": [None, 60.0, None, None, None],
         "details": ['{"n": 1}', None, '{"n": 3}', None, None],
+        "effects": [None] * 5,
     }
     settled = {row[0] for row in engine._rows("settle", params)}
     assert settled == {lease[0] for lease in leases[:4]}
@@ -272,3 +275,31 @@ def test_a_started_lease_is_not_given_back(engine: Engine, lease: Lease) -> None
     engine.take([lease])
     engine.release([lease])
     assert engine.states() == {"leased": 1}
+
+
+def test_a_stale_release_gives_nothing_back(engine: Engine, lease: Lease) -> None:
+    """I3: also while the lease has not started."""
+    before = image(engine)
+    engine.release([stale(lease)])
+    assert image(engine) == before
+    assert len(engine.take([lease])) == 1
+
+
+def test_a_cancel_that_waited_is_told_after_what_happened_meanwhile(engine: Engine) -> None:
+    """It locks row by row: while it waits for the first, the second is settled."""
+    engine.subscribe()
+    engine.emit(2)
+    leases = sorted(engine.leases())
+    engine.take(leases)
+    params = {"ids": [lease[0] for lease in leases], "org_id": None, "reason": "operator"}
+    with another(engine.url) as first, another(engine.url) as cancelling:
+        with first.transaction():
+            first.execute("SELECT FROM outbox.delivery WHERE id = %s FOR UPDATE", [leases[0][0]])
+            thread = Thread(target=lambda: cancelling.execute(statement("cancel_ids"), params))
+            thread.start()
+            while not engine.rows("SELECT FROM pg_locks WHERE NOT granted"):
+                pass
+            engine.settle(leases[1:], "retry", delay_s=0.0)
+        thread.join(30)
+    assert [fact[0] for fact in engine.facts(leases[1][0])] == ["attempt_failed", "cancelled"]
+    engine.check()

@@ -75,10 +75,10 @@ async def asleep(engine: Engine, watched: Watched, before: int = 0) -> None:
     """Wait until it has asked to be rung and looks no more."""
     await until(lambda: watched.asked_to_ring > before)
     seen = -1
-    while seen != len(watched.ticks):
+    # On a busy machine a relay that is awake may not look for a while either.
+    while seen != len(watched.ticks) or engine.one("SELECT last_value FROM outbox.bell") != 2:
         seen = len(watched.ticks)
         await asyncio.sleep(0.1)
-    assert engine.one("SELECT last_value FROM outbox.bell") == 2
 
 
 def routed(engine: Engine) -> int:

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.budget import Budget
-from outbox.horizon import MARGIN_S, QUEUE_S, SWEEP_S, Floor, Snapshot, Window
+from outbox.horizon import LATER_MAX, MARGIN_S, QUEUE_S, SWEEP_S, Floor, Snapshot, Window
 from outbox.relay import Relay
-from outbox.rhythm import RelayConfig
-from outbox.store.dispatch import Claim, Leased, Routed, Tick
+from outbox.rhythm import FRESH_S, TRICKLE_S, RelayConfig, Rhythm
+from outbox.store.dispatch import Advanced, Claim, Leased, Routed, Tick
 
 LOOK_S = 0.25
 
@@ -81,7 +81,7 @@ class Log:
         running = self.running()
         snapshot = f"{min([*running, self.next_xid])}:{self.next_xid}:{','.join(map(str, running))}"
         above = any(event > floor for event in self.pending)
-        return Tick(above, False, snapshot, self.next_event - 1, 2)
+        return Tick(above, False, snapshot, self.next_event - 1, 2, signalled=False)
 
     async def route(self, claim: Claim, window: int, token: int) -> Routed:
         self.claims += 1
@@ -96,6 +96,9 @@ class Log:
 
     async def tend(self, _rows_max: int) -> int:
         return 0
+
+    async def advance(self, _rows_max: int, _since_s: float | None = None) -> Advanced:
+        return Advanced(0, 0, 0)
 
 
 def relay_over(log: Log, batch: int) -> Relay:
@@ -361,3 +364,22 @@ def test_ids_survive_their_packed_form() -> None:
     ids = [UUID(int=n) for n in (0, 1, 2**127)]
     assert split_ids(b"".join(i.bytes for i in ids)) == ids
     assert split_ids(None) == []
+
+
+def test_what_is_not_fresh_goes_freely_where_nothing_fresh_flows() -> None:
+    rhythm = Rhythm(0.0)
+    assert rhythm.later_max(100.0, -5, 500) == 500
+    rhythm.fresh_at = 100.0
+    assert rhythm.later_max(100.0, 40, 500) == 40
+    assert rhythm.later_max(100.0 + FRESH_S + 0.1, 40, 500) == 500
+
+
+def test_a_trickle_of_what_is_not_fresh_goes_whatever_waits() -> None:
+    window, rhythm = Window(30.0), Rhythm(0.0, fresh_at=100.0)
+    window.sent(LATER_MAX - 3)
+    assert rhythm.later_max(100.5, window.later_room(), 500) == 3
+    window.sent(4)
+    assert window.later_room() == -1
+    assert rhythm.later_max(101.0, -1, 500) == LATER_MAX
+    assert rhythm.later_max(101.0 + TRICKLE_S / 2, -1, 500) == 0
+    assert rhythm.later_max(101.0 + TRICKLE_S, 3, 500) == 3

@@ -157,3 +157,29 @@ def test_tending_works_in_batches_and_leaves_the_fit_alone(engine: Engine) -> No
     engine.run("UPDATE outbox.subscription SET state = 'paused' WHERE id = %s", subscription)
     assert [engine.tend(rows_max=4) for _ in range(4)] == [4, 4, 2, 0]
     engine.check()
+
+
+def test_first_attempts_of_every_lane_go_before_retries_of_any(engine: Engine) -> None:
+    made = lanes(engine, 2, 2)
+    now = engine.now()
+    leases = engine.due(now=now)
+    assert len(engine.take(leases, now)) == 4
+    engine.settle(leases, "retry", delay_s=0.0, now=now)
+    for org in ("org0", "org1"):
+        engine.emit(1, org=org)
+    engine.route(0, now=now)
+    found = [engine.delivery(delivery) for delivery, _ in engine.due(2, now=now + seconds(1))]
+    assert sorted(row["lane"] for row in found) == made
+    assert [row["attempts"] for row in found] == [0, 0]
+
+
+def test_each_delivery_waits_for_its_own_due_time(engine: Engine) -> None:
+    """I5: another one of its lane that is due does not take it along."""
+    lanes(engine, 1, 4)
+    now = engine.now()
+    leases = engine.due(now=now)
+    engine.take(leases, now)
+    for lease, delay_s in zip(leases, (0.0, 60.0, 60.0, 60.0), strict=True):
+        engine.settle([lease], "retry", delay_s=delay_s, now=now)
+    assert [delivery for delivery, _ in engine.due(now=now + seconds(1))] == [leases[0][0]]
+    assert len(engine.due(now=now + seconds(60))) == 3

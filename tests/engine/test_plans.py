@@ -113,14 +113,18 @@ def touched(plan: dict[str, Any]) -> int:
 STATEMENTS: dict[str, dict[str, Any]] = {
     "route": LEASES | ORDERED,
     "route fairly": LEASES | ORDERED | {"orgs_max": 64},
-    "lease_due": LEASES | {"lane_from": 0, "lanes_max": 128},
+    "lease_due": LEASES | {"lane_from": 0, "lanes_max": 128, "later_max": 500},
     "take": {"now": None, "tokens": [7] * BATCH},
     "settle": {
         "now": None, "tokens": [7] * BATCH, "verdicts": ["delivered", "retry"] * (BATCH // 2),
         "charged": [True] * BATCH, "reasons": ["x"] * BATCH, "delays_s": [5.0] * BATCH,
-        "details": [None] * BATCH,
+        "details": [None] * BATCH, "effects": [None] * BATCH,
     },
     "extend": {"now": None, "tokens": [7] * BATCH, "lease_s": 30.0},
+    "watch": {
+        "now": None, "tokens": [7] * BATCH, "told": [True] * BATCH, "percents": [1.0] * BATCH,
+        "notes": ["x"] * BATCH, "metadata": ["{}"] * BATCH, "over": [],
+    },
     "expire_leases": {"now": None, "rows_max": BATCH, "expiries_max": 5},
     "tick": {"floor": 0, "bell": None},
     "owed_now": {},
@@ -141,7 +145,7 @@ def test_the_polled_statements_cost_the_same_under_any_backlog(backlog: Backlog)
             backlog.start(name, ids)
             names = backlog.prepare(name.split()[0])
             plans[name].append(backlog.explain(names, params | {"ids": ids}))
-    for name in ("take", "settle", "extend"):
+    for name in ("take", "settle", "extend", "watch"):
         assert [plan["Actual Rows"] for plan in plans[name]] == [BATCH, BATCH], name
     for name, (small, large) in plans.items():
         scans = [
@@ -154,6 +158,38 @@ def test_the_polled_statements_cost_the_same_under_any_backlog(backlog: Backlog)
         assert touched(large) <= 2 * touched(small) + 20, (
             f"{name}: {touched(small)} blocks at 1,000 rows, {touched(large)} at 100,000"
         )
+
+
+def test_a_key_that_many_wait_for_costs_the_same(engine: Engine) -> None:
+    """Of one key three are under way; a new event of it is routed, and one gets its turn."""
+    backlog = Backlog(engine)
+    engine.run(
+        "UPDATE outbox.subscription SET order_mode = 'share', key = 'type', key_concurrency = 3"
+    )
+    cost: dict[str, list[int]] = {"route": [], "order_advance": []}
+    for size in (1_000, 30_000):
+        engine.emit(3, "a")
+        engine.route()
+        engine.run(
+            "INSERT INTO outbox.delivery (id, event_id, event_slot, subscription_id, revision,"
+            " lane, org_id, order_key, state, due_at, held_at, held_reason)"
+            " SELECT md5(%s || '/' || g)::uuid, d.event_id + g, 0, d.subscription_id, 1, d.lane,"
+            " 'a', d.order_key, 'held', clock_timestamp(), clock_timestamp(), 'order'"
+            " FROM generate_series(1, %s) g, (SELECT * FROM outbox.delivery LIMIT 1) d",
+            size,
+            size,
+        )
+        engine.run("DELETE FROM outbox.delivery WHERE id IN (SELECT id FROM outbox.delivery"
+                   " WHERE held_reason IS NULL LIMIT 1)")  # fmt: skip
+        engine.emit(1, "a")
+        advance = {"now": None, "since_s": None, "rows_max": BATCH}
+        for name, params in (("route", LEASES | ORDERED), ("order_advance", advance)):
+            names = backlog.prepare(name)
+            cost[name].append(touched(backlog.explain(names, params)))
+        engine.route()
+        engine._locked("order_advance", advance)
+    for name, (small, large) in cost.items():
+        assert large <= 2 * small + 20, f"{name}: {small} blocks, then {large}"
 
 
 @pytest.mark.parametrize("name", ["take", "settle", "extend"])

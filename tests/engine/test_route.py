@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -325,7 +326,8 @@ def test_permits_are_exact_with_two_relays_racing(engine: Engine) -> None:
 
 
 def _lease_params() -> dict[str, Any]:
-    return {"now": None, "lane_from": 0, "lanes_max": 9, "window": 99, "token": 999, "lease_s": 30}
+    limits = {"lanes_max": 9, "window": 99, "later_max": 99}
+    return {"now": None, "lane_from": 0, "token": 999, "lease_s": 30, **limits}
 
 
 def test_expired_leases_hold_no_permit(engine: Engine) -> None:
@@ -380,3 +382,39 @@ def test_delivery_ids_come_from_event_subscription_and_generation(engine: Engine
         event,
     )
     assert stored == again != other
+
+
+def test_a_claim_leaves_out_what_another_holds(engine: Engine) -> None:
+    """I9: carrying, or another relay, holds up its own rows alone."""
+    engine.subscribe()
+    held, *others = engine.emit(3)
+    engine.run("SET lock_timeout = '2s'")
+    with another(engine.url) as second, second.transaction():
+        second.execute("SELECT FROM outbox.pending WHERE id = %s FOR UPDATE", [held])
+        for claim in (Claim(1), Claim(1, orgs_max=64)):
+            routed, _ = engine.route(claim=claim)
+            assert (routed.events, routed.id_max) == (1, others.pop(0))
+    routed, _ = engine.route()
+    assert routed.id_max == held
+
+
+def test_another_event_subscription_generation_or_installation_is_another_key(
+    engine: Engine,
+) -> None:
+    """Two installations that a copy made of one have the same events and never the same keys."""
+    at, salt = datetime(2026, 1, 1, tzinfo=UTC), UUID(int=7)
+    same = (1, at, 2, 0, salt)
+    others = [(9, at, 2, 0, salt), (1, at, 9, 0, salt), (1, at, 2, 9, salt)]
+    keys = [
+        engine.one("SELECT outbox.delivery_id(%s, %s, %s, %s, %s)", *values)
+        for values in (same, *others, (1, at, 2, 0, UUID(int=8)))
+    ]
+    assert len(set(keys)) == 5
+    assert keys[0] == engine.one("SELECT outbox.delivery_id(%s, %s, %s, %s, %s)", *same)
+
+
+def test_what_is_leased_already_counts_against_the_concurrency(engine: Engine) -> None:
+    engine.subscribe(endpoint_id=engine.endpoint(concurrency=3))
+    for emitted, leased in ((2, 2), (2, 1), (2, 0)):
+        engine.emit(emitted)
+        assert len(engine.leases(100)) == leased

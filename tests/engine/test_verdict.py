@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.outcome import CHARGED, PERMANENT, Kind, Outcome
+from outbox.outcome import CHARGED, DATABASE_AWAY, PERMANENT, Kind, Outcome
 from outbox.retry import parse_retry
 from outbox.verdict import INTERNAL_DELAY, judge, policy_of
 
@@ -56,6 +56,8 @@ def test_our_own_fault_is_retried_at_any_attempt_without_charge() -> None:
         verdict = judge(Outcome(Kind.INTERNAL, "x"), POLICY, attempt, None, lambda: 1.0)
         assert (verdict.name, verdict.charged) == ("retry", False)
         assert verdict.delay == INTERNAL_DELAY * 1.5
+    named = Outcome(Kind.INTERNAL, "x", after=DATABASE_AWAY)
+    assert judge(named, POLICY, 1, None, lambda: 1.0).delay == DATABASE_AWAY * 1.5
 
 
 @given(
@@ -77,3 +79,9 @@ def test_due_times_obey_the_formula(
     asked = min(after, timedelta(days=1)) if after is not None else timedelta()
     assert verdict.delay is not None
     assert max(base, asked) <= verdict.delay <= max(base, asked) + base * 0.1
+
+
+def test_what_was_refused_for_good_is_not_tried_again() -> None:
+    for kind in (Kind.REJECTED, Kind.DENIED):
+        verdict = judge(Outcome(kind, "r"), POLICY, 1, None, lambda: 0)
+        assert (verdict.name, verdict.delay) == ("dead", None)

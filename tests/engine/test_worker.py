@@ -9,7 +9,7 @@ from uuid import UUID
 from outbox.outcome import Outcome
 from outbox.work import Work
 from outbox.worker import WorkerConfig
-from tests.engine.engine import Engine, Lease, another
+from tests.engine.engine import LEASE_S, Engine, Lease, another
 from tests.engine.running import DELIVERED, Scripted, real_endpoint, until, working
 
 
@@ -102,11 +102,13 @@ def test_leases_are_lengthened_also_while_more_keeps_coming(engine: Engine) -> N
                     await running.give(void)
 
             feeding = [asyncio.create_task(feed()) for _ in range(4)]
-            await until(lambda: engine.now() > first or _lease_until(engine, long_one) > first)
-            assert _lease_until(engine, long_one) > first
-            for task in feeding:
-                task.cancel()
-            await asyncio.wait(feeding)
+            try:
+                await until(lambda: engine.now() > first or _lease_until(engine, long_one) > first)
+                assert _lease_until(engine, long_one) > first
+            finally:
+                for task in feeding:
+                    task.cancel()
+                await asyncio.wait(feeding)
             processor.gate.set()
             await running.finish()
 
@@ -171,3 +173,55 @@ def test_the_lease_does_not_cut_an_attempt_short(engine: Engine) -> None:
 def _lease_until(engine: Engine, lease: Lease) -> datetime:
     value: datetime = engine.delivery(lease[0])["lease_until"]
     return value
+
+
+def test_nothing_begins_at_the_end_of_its_lease(engine: Engine) -> None:
+    """I2: a worker that stood still gives back what it could not finish in time, uncharged."""
+    real_endpoint(engine)
+    engine.emit(3)
+    leases = engine.leases()
+
+    async def run() -> None:
+        processor = Scripted()
+        processor.gate.set()
+        # The leases end in 30 s: that is less than the margin.
+        config = WorkerConfig(lease_s=8 * LEASE_S, margin_s=2 * LEASE_S)
+        async with working(engine.url, processor, config) as running:
+            await running.give(leases)
+            await until(lambda: running.worker.in_flight == 0)
+            await running.finish()
+        assert processor.begun == []
+
+    asyncio.run(run())
+    assert engine.states() == {"scheduled": 3}
+    assert engine.facts(leases[0][0]) == [("released", "shutdown", False, 0)]
+    engine.check()
+
+
+def test_an_outcome_outlives_the_connection_it_was_to_be_settled_on(engine: Engine) -> None:
+    """Otherwise what was delivered would be delivered again."""
+    real_endpoint(engine)
+    engine.emit(1)
+    [lease] = engine.leases()
+    blocked = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock'"
+    )
+
+    async def run() -> None:
+        processor = Scripted()
+        async with working(engine.url, processor) as running:
+            await running.give([lease])
+            await until(lambda: len(processor.begun) == 1)
+            with another(engine.url) as second, second.transaction():
+                second.execute("SELECT FROM outbox.delivery FOR UPDATE")
+                processor.gate.set()
+                await until(lambda: bool(engine.rows(blocked)))
+                engine.run("SELECT pg_terminate_backend(pid) FROM (" + blocked + ") x")
+                await until(lambda: len(running.opened) == 3)
+            await until(lambda: running.worker.in_flight == 0)
+            await running.finish()
+
+    asyncio.run(run())
+    assert engine.facts(lease[0]) == [("delivered", "http_200", True, 1)]
+    assert engine.states() == {}

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -19,8 +20,12 @@ import pytest
 from psycopg import conninfo, sql
 
 from outbox.embedded import EmbeddedPostgres
+from tests.realtime.scene import make_scene, realtime_database, realtime_template, scene, shared
 from tests.servers import peer_url, version_of
 
+__all__ = ["make_scene", "realtime_database", "realtime_template", "scene", "shared"]
+
+JAVASCRIPT = Path(__file__).parent / "js"
 REDIS_URL = "redis://127.0.0.1:6379/0"
 AMQP_URL = "amqp://guest:guest@127.0.0.1:5672/"
 
@@ -92,3 +97,35 @@ def nginx_program() -> Path:
     if found is None:
         missing("nginx: install it with your system's package manager (nginx-light will do)")
     return Path(found)
+
+
+@pytest.fixture(scope="session")
+def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the client script and the packages of the lock file."""
+    for program in ("node", "npm"):
+        if shutil.which(program) is None:
+            missing(f"{program}: install Node.js 20 or newer (apt-get install nodejs npm)")
+    folder = tmp_path_factory.mktemp("js")
+    for name in ("package.json", "package-lock.json", "client.mjs"):
+        shutil.copy(JAVASCRIPT / name, folder)
+    done = subprocess.run(
+        ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    if done.returncode != 0:
+        missing(f"the packages of tests/peers/js: npm ci says: {done.stderr.strip()[-300:]}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium_program() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if found is None:
+        missing(
+            "Chromium: install it with your system's package manager (apt-get install chromium)"
+        )
+    return found

@@ -27,7 +27,7 @@ class World:
         self.run("UPDATE outbox.ring SET opened_at = %s WHERE slot = 0", T0)
         ((self.subscription,),) = self.run(
             "INSERT INTO outbox.subscription (kind, lane, org_id, patterns, retry)"
-            " VALUES ('processor', 1, 'acme', '{*}', '1s') RETURNING id"
+            " VALUES ('pdf', 1, 'acme', '{*}', '1s') RETURNING id"
         )
 
     def run(self, query: str, *params: object) -> list[tuple[Any, ...]]:

@@ -45,7 +45,7 @@ def with_deliveries(url: str) -> None:
     subscription = rows(
         url,
         "INSERT INTO outbox.subscription (kind, lane, org_id, patterns, retry, active_from)"
-        " VALUES ('processor', 1, 'acme', '{*}', '1s', now() - interval '1 day') RETURNING id",
+        " VALUES ('pdf', 1, 'acme', '{*}', '1s', now() - interval '1 day') RETURNING id",
     )[0][0]
     event = rows(url, "SELECT outbox.emit('orders.paid', '1', 'acme')")[0][0]
     rows(url, "DELETE FROM outbox.pending")

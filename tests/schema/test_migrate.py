@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -257,3 +258,13 @@ def test_there_is_nothing_to_remove_where_nothing_is(
         removal(url)
     with pytest.raises(UsageError, match="no schema outbox"):
         uninstall(url)
+
+
+def test_the_snapshot_is_written_anew_from_the_migrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from outbox.store import snapshot as own
+
+    monkeypatch.setattr(own, "committed_path", lambda: tmp_path / "schema.txt")
+    own.main()
+    assert (tmp_path / "schema.txt").read_text() == committed_path().read_text()

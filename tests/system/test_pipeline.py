@@ -96,3 +96,33 @@ def test_drain_ends_by_itself_when_nothing_is_owed(
         assert len(receiver.answered) == 500
         assert town.owed() == 0
         town.check()
+
+
+def test_ordered_deliveries_arrive_one_after_another(installed: str, redis_url: str) -> None:
+    """I8 with two daemons and two workers, and a receiver that refuses every fourth request: each
+    key's events come in order, and none begins before the one before it was accepted."""
+    keys, each = 8, 25
+    with town_over(installed, redis_url) as town:
+        receiver = town.endpoint(
+            "/ordered", answer=lambda n: 500 if n % 4 == 0 else 200, order="block"
+        )
+        for _ in range(2):
+            town.start("run")
+            town.start("worker")
+        query = (
+            "SELECT outbox.emit('steps', json_build_object('key', k, 'step', %s::int), 'acme',"
+            " ordering_key => k::text) FROM generate_series(1, %s::int) k"
+        )
+        with psycopg.connect(installed, autocommit=True) as writer:
+            for step in range(each):
+                writer.execute(query, [step, keys])
+        wait_until(lambda: len(receiver.answered) == keys * each)
+        town.wait_until_settled()
+        steps: dict[int, list[int]] = {key: [] for key in range(1, keys + 1)}
+        for _, body in receiver.came:
+            steps[body["data"]["key"]].append(body["data"]["step"])
+        for came in steps.values():
+            assert came == sorted(came), "a later one was tried before an earlier one"
+            assert set(came) == set(range(each))
+        assert receiver.requests > keys * each
+        town.check()

@@ -32,6 +32,10 @@ from outbox.store.subscriptions import Rule
 
 WITHIN_S = 60.0
 
+Answer = int | str | None
+"""A status, None for silence, or one of the manners of a bad receiver: `drip` a body that never
+ends, `close` in the middle of the response, `garbage` in place of one."""
+
 
 def wait_until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
     until = monotonic() + within_s
@@ -45,31 +49,48 @@ def wait_until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> Non
 
 @dataclass
 class Receiver:
-    """One URL and its books. `answer(n)` gives the status of its n-th request, None for silence."""
+    """One URL and its books. `answer(n)` says how its n-th request is answered, `delay_s(n)` how
+    long a good answer takes. A genuine request with a time outside the tolerance is `untimely` and
+    refused."""
 
     path: str
-    answer: Callable[[int], int | None] = lambda _n: 200
+    answer: Callable[[int], Answer] = lambda _n: 200
+    delay_s: Callable[[int], float] = lambda _n: 0.0
     secret: str = ""
     requests: int = 0
     answered: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     wrong: int = 0
+    untimely: int = 0
+    came: list[tuple[str, Any]] = field(default_factory=list)
     seen: list[tuple[str, Any]] = field(default_factory=list)
 
-    def came(self, headers: dict[str, str], body: bytes) -> int | None:
-        """Judge one request; the status to answer with."""
+    def judge(self, headers: dict[str, str], body: bytes) -> Answer:
+        """Note one request; how to answer it."""
         self.requests += 1
         try:
-            Webhook(self.secret).verify(body, headers)
-        except Exception:
-            self.wrong += 1
-        status = self.answer(self.requests)
-        if status == 200:
-            key = headers["webhook-id"]
-            self.duplicates += key in self.answered
-            self.answered[key] += 1
-            self.seen.append((key, json.loads(body)))
-        return status
+            data = Webhook(self.secret).verify(body, headers)
+        except Exception as error:
+            timely = "timestamp" not in str(error)
+            self.wrong += timely
+            self.untimely += not timely
+            return 400
+        self.came.append((headers["webhook-id"], data))
+        return self.answer(self.requests)
+
+    def accept(self, headers: dict[str, str], body: bytes) -> None:
+        """Note one request that is answered with 2xx now."""
+        key = headers["webhook-id"]
+        self.duplicates += key in self.answered
+        self.answered[key] += 1
+        self.seen.append((key, json.loads(body)))
+
+
+_MANNERS = {
+    "close": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+    "drip": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+    "garbage": bytes(range(128, 256)) * 4 + b"\r\n\r\n",
+}
 
 
 class Receivers:
@@ -82,7 +103,7 @@ class Receivers:
         self._server: asyncio.Server | None = None
         self.port = 0
 
-    def add(self, path: str, answer: Callable[[int], int | None] = lambda _n: 200) -> Receiver:
+    def add(self, path: str, answer: Callable[[int], Answer] = lambda _n: 200) -> Receiver:
         return self.by_path.setdefault(path, Receiver(path, answer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -95,14 +116,32 @@ class Receivers:
                     value for key, value in original.items() if key.lower() == "webhook-signature"
                 )
                 body = await reader.readexactly(int(headers["content-length"]))
-                status = self.by_path[head[0].split()[1]].came(headers, body)
-                if status is None:
-                    await self._never.wait()
-                extra = "Retry-After: 1\r\n" if status == 429 else ""
-                reply = f"HTTP/1.1 {status} X\r\n{extra}Content-Length: 0\r\n\r\n"
+                receiver = self.by_path[head[0].split()[1]]
+                answer = receiver.judge(headers, body)
+                if answer == 200:
+                    await asyncio.sleep(receiver.delay_s(receiver.requests))
+                    if reader.at_eof():
+                        break
+                    receiver.accept(headers, body)
+                if not isinstance(answer, int):
+                    await self._misbehave(writer, answer)
+                    break
+                extra = "Retry-After: 1\r\n" if answer == 429 else ""
+                reply = f"HTTP/1.1 {answer} X\r\n{extra}Content-Length: 0\r\n\r\n"
                 writer.write(reply.encode())
                 await writer.drain()
         writer.close()
+
+    async def _misbehave(self, writer: asyncio.StreamWriter, manner: str | None) -> None:
+        """Answer in a way that is no answer; the connection is closed after it."""
+        if manner is None:
+            await self._never.wait()
+        writer.write(_MANNERS[manner or ""])
+        await writer.drain()
+        while manner == "drip":
+            writer.write(b".")
+            await writer.drain()
+            await asyncio.sleep(0.05)
 
     def __enter__(self) -> Receivers:
         async def start() -> None:
@@ -136,10 +175,10 @@ class Receivers:
 class Process:
     """A running `outbox`; its log goes to a file, so that nothing blocks it."""
 
-    def __init__(self, args: tuple[str, ...], environ: dict[str, str]) -> None:
+    def __init__(self, args: tuple[str, ...], environ: dict[str, str], module: str = "cli") -> None:
         self._log = TemporaryFile("w+")  # noqa: SIM115 (closed in close)
         self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cli", *args],
+            [sys.executable, "-P", "-m", module, *args],
             env={**os.environ, **environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -178,6 +217,12 @@ class Process:
             raise AssertionError(f"it did not end: {self.said[-3000:]}") from None
 
     def close(self) -> None:
+        """End it now: by two signals, so that it can still write what was measured, else by -9."""
+        if self.popen.poll() is None:
+            self.terminate()
+            self.popen.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(3.0)
         if self.popen.poll() is None:
             self.kill()
         self._log.close()
@@ -216,9 +261,10 @@ class Town:
         self,
         path: str,
         org: str = "acme",
-        answer: Callable[[int], int | None] = lambda _n: 200,
+        answer: Callable[[int], Answer] = lambda _n: 200,
         *,
         retry: str = "exp:base=200ms,factor=1.2,cap=1s,attempts=200",
+        order: str | None = None,
         **fields: Any,
     ) -> Receiver:
         """A receiver and an endpoint of one organization that gets all its events there."""
@@ -226,7 +272,7 @@ class Town:
         spec = EndpointSpec(
             f"http://127.0.0.1:{self.receivers.port}{path}",
             org,
-            Rule(("*",), retry=retry),
+            Rule(("*",), retry=retry, order=order),
             **fields,
         )
         with connect(self.url, autocommit=True) as connection:
@@ -296,7 +342,7 @@ class Town:
         told = self.one("SELECT count(*) FROM outbox.journal WHERE fact = 'delivered'")
         everyone = self.receivers.by_path.values()
         assert sum(len(receiver.answered) for receiver in everyone) >= told
-        assert sum(receiver.wrong for receiver in everyone) == 0
+        assert sum(receiver.wrong + receiver.untimely for receiver in everyone) == 0
         assert sum(receiver.duplicates for receiver in everyone) <= duplicates_max
 
     def close(self) -> None:

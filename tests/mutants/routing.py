@@ -1,0 +1,367 @@
+"""Mutants of the relay: matching, claims, turns, permits, the floor, the window, the bell."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Edit, Mutant, statement
+
+_ROUTE = "tests/engine/test_route.py::test_"
+_DUE = "tests/engine/test_lease_due.py::test_"
+_HORIZON = "tests/engine/test_horizon.py::test_"
+_RELAY = "tests/engine/test_relay.py::test_"
+_BELL = "tests/engine/test_bell.py::test_"
+_FUNCTIONS = "sql/migrations/0002_functions.sql"
+
+ROUTING = (
+    # -- matching -------------------------------------------------------------------------------
+    Mutant(
+        "match-any-organization",
+        "a subscription matches the events of every organization",
+        "I14",
+        (statement("route", "WHERE s.org_id = ev.org_id AND", "WHERE"),),
+        (_ROUTE + "an_organization_sees_its_own_events_and_operators_see_all",),
+    ),
+    Mutant(
+        "match-without-filter",
+        "filters are ignored",
+        "only what matched is delivered",
+        (statement("route", "s.filter IS NULL OR", "true OR"),),
+        (_ROUTE + "a_filter_decides_and_what_it_cannot_judge_passes",),
+    ),
+    Mutant(
+        "match-the-past",
+        "a subscription matches events of before it was active",
+        "only what matched is delivered",
+        (statement("route", "WHERE s.active_from <= ev.created_at", "WHERE true"),),
+        (_ROUTE + "an_event_before_active_from_does_not_match",),
+    ),
+    Mutant(
+        "match-paused-as-active",
+        "what a paused subscription matches is sent",
+        "a pause is one",
+        (
+            statement(
+                "route", "WHEN s.state <> 'active' THEN s.state\n", "WHEN false THEN s.state\n"
+            ),
+        ),
+        (_ROUTE + "paused_and_disabled_destinations_hold_what_matches",),
+    ),
+    Mutant(
+        "match-removed",
+        "a removed endpoint still gets events",
+        "removed is removed",
+        (statement("route", "AND coalesce(n.state, 'active') <> 'removed'", ""),),
+        (_ROUTE + "removed_destinations_get_nothing",),
+    ),
+    Mutant(
+        "match-own-events",
+        "a star matches the engine's own events",
+        "no loops",
+        (
+            Edit(
+                _FUNCTIONS,
+                " OR (every AND NOT pg_catalog.starts_with(type, 'outbox.'))",
+                " OR every",
+            ),
+        ),
+        (_ROUTE + "a_star_does_not_match_our_own_events",),
+    ),
+    Mutant(
+        "id-without-salt",
+        "two installations give the same delivery ids",
+        "a copy of production never uses its keys",
+        (Edit(_FUNCTIONS, "pg_catalog.uuid_send(salt) || ", ""),),
+        (_ROUTE + "another_event_subscription_generation_or_installation_is_another_key",),
+    ),
+    Mutant(
+        "id-without-generation",
+        "a re-emitted delivery has the key of the first",
+        "a new generation is a new key",
+        (Edit(_FUNCTIONS, " || pg_catalog.int4send(generation)", ""),),
+        (_ROUTE + "another_event_subscription_generation_or_installation_is_another_key",),
+    ),
+    # -- claiming -------------------------------------------------------------------------------
+    Mutant(
+        "unmatched-without-fact",
+        "an event that matched nothing leaves no fact",
+        "I13",
+        (
+            statement(
+                "route",
+                "FROM clock, fated f GROUP BY f.event_id",
+                "FROM clock, fated f WHERE f.real GROUP BY f.event_id",
+            ),
+        ),
+        (_ROUTE + "an_event_that_matches_nothing_still_has_its_fact",),
+    ),
+    Mutant(
+        "waiting-vanishes",
+        "a delivery without a permit is not created",
+        "I1",
+        (
+            statement(
+                "route",
+                "FROM clock, fated f WHERE f.real AND f.dropped IS NULL\n",
+                "FROM clock, fated f WHERE f.real AND f.state = 'leased'\n",
+            ),
+        ),
+        (_ROUTE + "the_window_bounds_leases_and_organizations_take_turns",),
+    ),
+    Mutant(
+        "claim-waits-for-locks",
+        "a claim waits for pending rows that others hold",
+        "I9: nobody delays the others",
+        (
+            statement(
+                "route",
+                "ORDER BY p.id LIMIT %(events_max)s::int\n    FOR UPDATE SKIP LOCKED",
+                "ORDER BY p.id LIMIT %(events_max)s::int\n    FOR UPDATE",
+            ),
+        ),
+        (_ROUTE + "a_claim_leaves_out_what_another_holds",),
+    ),
+    Mutant(
+        "claim-without-lock",
+        "relays do not take the dispatch lock",
+        "permits are exact",
+        (
+            statement(
+                "dispatch_lock", "SELECT pg_catalog.pg_advisory_xact_lock(78610002)", "SELECT 1"
+            ),
+        ),
+        (_ROUTE + "permits_are_exact_with_two_relays_racing",),
+    ),
+    Mutant(
+        "route-without-lock",
+        "routing alone does not take the dispatch lock",
+        "permits are exact",
+        (
+            Edit(
+                "outbox/store/dispatch.py",
+                '            lock="dispatch_lock",\n            limit_ms=ROUTE',
+                "            limit_ms=ROUTE",
+            ),
+        ),
+        (_RELAY + "a_relay_leases_under_the_dispatch_lock",),
+    ),
+    Mutant(
+        "claim-unfair",
+        "a fair claim takes all it can from the first organization",
+        "I15",
+        (
+            statement(
+                "route", "LIMIT greatest(1, %(events_max)s::int / o.n)", "LIMIT %(events_max)s::int"
+            ),
+        ),
+        (_ROUTE + "a_fair_claim_gives_each_organization_its_part",),
+    ),
+    Mutant(
+        "claims-never-fair",
+        "a relay with a backlog claims in order of id alone",
+        "I15",
+        (Edit("outbox/relay.py", "rhythm.fair = not fair and", "rhythm.fair = False and"),),
+        (_RELAY + "one_organizations_backlog_does_not_hide_anothers_event",),
+    ),
+    Mutant(
+        "turns-ignored",
+        "the window goes to the oldest events, whoever's they are",
+        "I15",
+        (
+            statement(
+                "route",
+                "row_number() OVER (PARTITION BY m.org_id ORDER BY m.event_id, m.subscription_id)",
+                "row_number() OVER (ORDER BY m.event_id, m.subscription_id)",
+            ),
+        ),
+        (_ROUTE + "the_window_bounds_leases_and_organizations_take_turns",),
+    ),
+    # -- the floor ------------------------------------------------------------------------------
+    Mutant(
+        "cursor",
+        "only ids above the highest one seen are claimed: `id > cursor`, without a sweep",
+        "I9",
+        (
+            Edit(
+                "outbox/horizon.py",
+                "due = self.value > 0 and (bool(ended) or",
+                "due = False and (bool(ended) or",
+            ),
+        ),
+        (_HORIZON + "no_event_below_the_floor_outlives_the_end_of_its_transaction",),
+    ),
+    Mutant(
+        "floor-forgets-writers",
+        "transactions in progress are not remembered when the floor rises",
+        "I9",
+        (Edit("outbox/horizon.py", "self._watched |= before.running", "self._watched = set()"),),
+        (_HORIZON + "no_event_below_the_floor_outlives_the_end_of_its_transaction",),
+    ),
+    Mutant(
+        "floor-without-margin",
+        "the floor rises to the newest id at once",
+        "I9",
+        (Edit("outbox/horizon.py", "if at > now - MARGIN_S:", "if at > now:"),),
+        (_HORIZON + "no_event_below_the_floor_outlives_the_end_of_its_transaction",),
+    ),
+    Mutant(
+        "floor-never-rises",
+        "every claim walks the dead rows at the old end",
+        "flat cost under a held snapshot",
+        (
+            Edit(
+                "outbox/horizon.py",
+                "self.value = max(self.value, to)",
+                "self.value = max(self.value, 0)",
+            ),
+        ),
+        (_HORIZON + "the_floor_rises_under_steady_traffic_and_under_a_backlog",),
+    ),
+    # -- permits --------------------------------------------------------------------------------
+    Mutant(
+        "route-beyond-concurrency",
+        "routing leases without counting what is leased",
+        "an endpoint's concurrency",
+        (
+            statement(
+                "route",
+                "least(coalesce(l.concurrency, 2147483647) - used.n,",
+                "least(coalesce(l.concurrency, 2147483647),",
+            ),
+        ),
+        (_ROUTE + "what_is_leased_already_counts_against_the_concurrency",),
+    ),
+    Mutant(
+        "due-beyond-concurrency",
+        "due work is leased without counting what is leased",
+        "an endpoint's concurrency",
+        (
+            statement(
+                "lease_due",
+                "THEN coalesce(n.concurrency, 2147483647) - used.n",
+                "THEN coalesce(n.concurrency, 2147483647)",
+            ),
+        ),
+        (_DUE + "permits_of_a_lane_hold",),
+    ),
+    Mutant(
+        "expired-hold-permits",
+        "leases that ran out still hold permits",
+        "no limiter state leaks",
+        (
+            statement(
+                "route",
+                "AND d.state = 'leased' AND d.lease_until > clock.now",
+                "AND d.state = 'leased'",
+            ),
+        ),
+        (_ROUTE + "expired_leases_hold_no_permit",),
+    ),
+    Mutant(
+        "rate-ignored",
+        "routing leases beyond an endpoint's rate",
+        "an endpoint's rate",
+        (statement("route", "floor(coalesce(r.tokens, 2147483647))", "2147483647"),),
+        (_ROUTE + "rate_tokens_are_spent_and_refill_with_time",),
+    ),
+    Mutant(
+        "rate-unspent",
+        "a lease of due work spends no token",
+        "an endpoint's rate",
+        (
+            statement(
+                "lease_due",
+                "l.tokens - (SELECT count(*) FROM chosen c WHERE c.lane = l.lane)",
+                "l.tokens",
+            ),
+        ),
+        (_ROUTE + "rate_tokens_are_spent_and_refill_with_time",),
+    ),
+    Mutant(
+        "retries-first",
+        "retries go before first attempts",
+        "I15",
+        (statement("lease_due", "ORDER BY p.fresh DESC", "ORDER BY p.fresh"),),
+        (_DUE + "first_attempts_of_every_lane_go_before_retries_of_any",),
+    ),
+    Mutant(
+        "retries-take-all",
+        "a storm of retries may take every permit",
+        "I15",
+        (statement("lease_due", "l.concurrency::bigint * 3 / 4", "l.concurrency::bigint"),),
+        (_DUE + "retries_leave_a_quarter_of_the_permits_free",),
+    ),
+    Mutant(
+        "too-early",
+        "a delivery is leased before it is due",
+        "I5",
+        (
+            statement(
+                "lease_due",
+                "d.queue = 1 AND d.due_at <= clock.now",
+                "d.queue = 1",
+            ),
+        ),
+        (_DUE + "each_delivery_waits_for_its_own_due_time",),
+    ),
+    # -- the window, the broker, the bell ---------------------------------------------------------
+    Mutant(
+        "window-ignored",
+        "routing leases more than the window",
+        "waiting never outlives the lease",
+        (statement("route", "WHEN r.may AND r.nth <= %(window)s::int THEN", "WHEN r.may THEN"),),
+        (_ROUTE + "the_window_bounds_leases_and_organizations_take_turns",),
+    ),
+    Mutant(
+        "window-unbounded",
+        "the window is not bounded by what starts in a quarter of a lease",
+        "waiting never outlives the lease",
+        (
+            Edit(
+                "outbox/horizon.py",
+                "aim = min(max(self._first, rate * QUEUE_S), rate * self._quarter_s)",
+                "aim = max(self._first, rate * QUEUE_S)",
+            ),
+        ),
+        (_HORIZON + "what_waits_is_started_within_a_quarter_of_a_lease",),
+    ),
+    Mutant(
+        "window-never-shrinks",
+        "a broker that loses everything goes on getting full windows",
+        "waiting never outlives the lease",
+        (Edit("outbox/horizon.py", "max(0.05, self._factor / 2)", "max(0.05, self._factor)"),),
+        (_HORIZON + "unstarted_expiries_shrink_the_window_and_it_recovers",),
+    ),
+    Mutant(
+        "refusal-not-released",
+        "what the broker refused keeps its lease",
+        "a broker's failure costs no lease",
+        (Edit("outbox/handover.py", "            await dispatch.release(token, ids)\n", ""),),
+        (_RELAY + "what_the_broker_refused_is_given_back_and_sent_later_free_of_charge",),
+    ),
+    Mutant(
+        "bell-without-gate",
+        "a relay sleeps without waiting for those who saw it awake",
+        "no wake-up is lost",
+        (
+            Edit(
+                "outbox/relay.py",
+                "if not self._rhythm.quiet and await self._gate(dispatch, rung, until):",
+                "if await self._tick(dispatch, asleep=True) is None:",
+            ),
+        ),
+        (_BELL + "a_writer_that_read_awake_and_commits_after_all_sleep_is_found",),
+    ),
+    Mutant(
+        "bell-silent",
+        "capture rings nobody",
+        "no wake-up is lost",
+        (Edit(_FUNCTIONS, "FROM outbox.bell) = 2 THEN", "FROM outbox.bell) = 3 THEN"),),
+        (_BELL + "a_commit_wakes_a_sleeping_relay",),
+    ),
+    Mutant(
+        "bell-always",
+        "capture rings a relay that is awake, in every transaction",
+        "fast: NOTIFY takes a lock of the whole cluster",
+        (Edit(_FUNCTIONS, "FROM outbox.bell) = 2 THEN", "FROM outbox.bell) > 0 THEN"),),
+        ("tests/emit/test_emit.py::test_the_bell_rings_only_for_a_sleeping_relay",),
+    ),
+)
