@@ -141,9 +141,11 @@ class Relay:
         if now - rhythm.looked_at < self._config.look_s:
             return None
         rhythm.looked_at = now
-        tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring)
+        tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring, scheduled=True)
         rhythm.quiet = rhythm.asked_to_ring and tick.bell_was == 2 and not tick.work
+        rhythm.expect_due(now, scheduled=tick.scheduled)
         if tick.expired:
+            rhythm.due_at = now
             expired = await dispatch.expire(self._config.batch, self._config.expiries_max)
             self._broker.window.unstarted_expired(expired.unstarted)
             log.info(
@@ -160,12 +162,12 @@ class Relay:
             await self._advance(dispatch, None)
         return tick
 
-    async def _tick(self, dispatch: Dispatch, *, asleep: bool) -> Tick:
-        """Look, and say whether to ring: asleep 2, awake 1 where somebody left a 2, since a relay
-        that polls makes every ring a waste."""
+    async def _tick(self, dispatch: Dispatch, *, asleep: bool, scheduled: bool = False) -> Tick:
+        """Look, and say whether to ring: asleep 2, awake 1 where it says something else, since a
+        relay that polls makes every ring a waste."""
         rhythm = self._rhythm
-        bell = 2 if asleep else 1 if rhythm.bell == 2 else None
-        tick = await dispatch.tick(self._floor.value, bell)
+        bell = 2 if asleep else 1 if rhythm.bell != 1 else None
+        tick = await dispatch.tick(self._floor.value, bell, scheduled=scheduled)
         rhythm.bell = bell or tick.bell_was
         rhythm.signalled |= tick.signalled
         return tick

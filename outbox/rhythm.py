@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -85,6 +86,13 @@ class Rhythm:
     fresh_at: float = -1e9
     later_at: float = 0.0
     ordered_until: float = 0.0
+
+    def expect_due(self, now: float, *, scheduled: bool) -> None:
+        """Whether anything has a due time at all: until something has, nothing is asked."""
+        if not scheduled:
+            self.due_at = math.inf
+        elif self.due_at == math.inf:
+            self.due_at = now
 
     def worked(self, now: float, config: RelayConfig) -> None:
         """There was work: poll closely again."""

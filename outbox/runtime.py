@@ -295,9 +295,14 @@ async def _replay(settings: Settings) -> None:
     replayer, scheduler = Replayer(), Scheduler()
 
     async def body(connection: HotConnection) -> None:
-        if emitted := await scheduler.round(connection):
+        cursor = await connection.run("repeats_due", {"now": None})
+        due = await cursor.fetchone()
+        assert due is not None
+        schedules, replays = due
+        if schedules and (emitted := await scheduler.round(connection)):
             log.info("run.scheduled", events=emitted)
-        await replayer.round(connection)
+        if replays:
+            await replayer.round(connection)
 
     await upkeep("replay", lambda: _open(settings, "replay"), 1.0, body)
 

@@ -2,8 +2,8 @@
 
 Two tables alike, one of them watched. Runs alternate, and each pair gives one ratio. No daemon
 runs, since what it does is not part of the transaction; but the bell is set as while one works.
-Where none runs or all sleep, every commit rings: NOTIFY lets one commit pass at a time. What that
-costs is told apart, as `asleep_per_s`.
+Where none runs or all sleep, commits ring now and then, and wait for each other when they do. What
+that costs is told apart, as `asleep_per_s`.
 """
 
 from __future__ import annotations

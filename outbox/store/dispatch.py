@@ -93,7 +93,8 @@ class Advanced:
 @dataclass(frozen=True, slots=True)
 class Tick:
     """One look at what a relay waits for; `snapshot` is `xmin:xmax:xip,...`, `bell_was` 1 where a
-    relay was awake and 2 where all slept; `signalled` says that a key may have its next turn."""
+    relay was awake, 2 where all slept, else when somebody rang; `signalled` says that a key may
+    have its next turn, `scheduled` that a delivery has a due time (true where it was not asked)."""
 
     pending: bool
     expired: bool
@@ -101,6 +102,7 @@ class Tick:
     newest_id: int
     bell_was: int
     signalled: bool
+    scheduled: bool = True
 
     @property
     def work(self) -> bool:
@@ -203,10 +205,11 @@ class Dispatch:
         """Give back unstarted leases at once."""
         await self._connection.run("release", {"token": token, "ids": list(ids)})
 
-    async def tick(self, floor: int, bell: int | None = None) -> Tick:
-        """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring."""
-        row = await self._one("tick", {"floor": floor, "bell": bell})
-        return Tick(*row[:6])
+    async def tick(self, floor: int, bell: int | None = None, *, scheduled: bool = False) -> Tick:
+        """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring; `scheduled`
+        also looks for deliveries with a due time."""
+        row = await self._one("tick", {"floor": floor, "bell": bell, "scheduled": scheduled})
+        return Tick(*row[:7])
 
     async def disable_slow_filters(self, floor: int) -> list[int]:
         """Find which filters make the first event above `floor` take too long, and disable their

@@ -119,13 +119,15 @@ class Replayer:
         self._now = now
         self._walks: dict[str, Walk] = {}
         self._refreshed_at = -math.inf
+        self._prepared: HotConnection | None = None
 
     async def round(self, connection: HotConnection) -> None:
         """Carry on everything that runs, until nothing does. Raises the driver's errors."""
-        if connection.direct:
+        if connection.direct and connection is not self._prepared:
             # Should a crash undo a batch, it undoes its position too. The settle's commit, which
             # waits, makes everything before it durable.
             await connection.raw.execute("SET synchronous_commit = off")
+            self._prepared = connection
         try:
             while await self._running(connection):
                 for walk in list(self._walks.values()):

@@ -2,10 +2,12 @@
 --
 -- floor bigint
 -- bell  int or null: 1 says that a relay is awake, 2 asks capture to ring
+-- scheduled boolean: look for deliveries with a due time as well
 -- One row: pending (boolean: an unrouted event above the floor), expired (boolean: a lease ran
 -- out), snapshot (text, xmin:xmax:xip,...: transactions in progress), newest_id (bigint: the last
 -- event id drawn), bell_was (bigint: before this statement), signalled (boolean: a key of an ordered
--- subscription may have its next turn), bell_is (bigint, or null)
+-- subscription may have its next turn), scheduled (boolean: there is one; true where it was not asked),
+-- bell_is (bigint, or null)
 --
 -- PostgreSQL's own snapshot ends at the latest transaction that has ended: whoever runs with a later
 -- id stands in no list. Here it reaches up to the next id, read after the bell was set: whoever saw
@@ -32,5 +34,9 @@ SELECT EXISTS (SELECT FROM outbox.pending p WHERE p.id > %(floor)s::bigint ORDER
        EXISTS (SELECT FROM outbox.order_signal s
                WHERE s.at <= clock_timestamp() AND s.at > clock_timestamp() - interval '5 s'
                ORDER BY s.at LIMIT 1) AS signalled,
+       CASE WHEN %(scheduled)s::boolean THEN EXISTS (
+           SELECT FROM (VALUES (0), (1), (2)) q (queue) CROSS JOIN LATERAL (
+               SELECT FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.queue = q.queue AND d.lane > 0
+               ORDER BY d.lane, d.due_at LIMIT 1) x) ELSE true END AS scheduled,
        rung.bell_is
 FROM rung

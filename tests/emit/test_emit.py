@@ -310,6 +310,27 @@ def test_the_bell_rings_only_for_a_sleeping_relay(database: str) -> None:
             assert len(rung) == (0 if awake else 1)
 
 
+def test_whoever_rings_after_another_leaves_it_at_that_for_a_moment(database: str) -> None:
+    """NOTIFY makes commits wait for each other. The clock is the server's."""
+    ring = (
+        "SELECT setval('outbox.bell', x.ms), outbox.ring_bell(x.ms),"
+        " (SELECT last_value = x.ms FROM outbox.bell)"
+        " FROM (SELECT (date_part('epoch', clock_timestamp()) * 1000)::bigint + {} AS ms) x"
+    )
+    with psycopg.connect(database, autocommit=True) as connection:
+
+        def silent(offset_ms: int) -> bool:
+            row = connection.execute(ring.format(offset_ms).encode()).fetchone()
+            return bool(row and row[2])
+
+        assert any(silent(-5) for _ in range(50)), "a moment may pass in between, but not each time"
+        assert not silent(-1000), "it rang long ago, and nobody woke"
+        assert not silent(+60_000), "a clock that was set back keeps nobody silent"
+        connection.execute("SELECT setval('outbox.bell', 1)")
+        outbox.emit(connection, "a", 1)
+        assert rows(database, "SELECT last_value FROM outbox.bell") == [(1,)]
+
+
 def test_two_async_sessions_with_one_key_agree(database: str) -> None:
     async def run() -> set[int]:
         async def one() -> int:

@@ -43,14 +43,14 @@ class Watched:
 
 @asynccontextmanager
 async def relaying(
-    url: str, monkeypatch: pytest.MonkeyPatch, hold: asyncio.Event | None = None
+    url: str, monkeypatch: pytest.MonkeyPatch, hold: asyncio.Event | None = None, **config: Any
 ) -> AsyncIterator[Watched]:
     """A running relay. It waits for `hold` whenever it has asked to be rung."""
-    watched = Watched(url)
+    watched = Watched(url, **config)
     plain = Dispatch.tick
 
-    async def tick(self: Dispatch, floor: int, bell: int | None = None) -> Tick:
-        found = await plain(self, floor, bell)
+    async def tick(self: Dispatch, floor: int, bell: int | None = None, **asked: bool) -> Tick:
+        found = await plain(self, floor, bell, **asked)
         watched.ticks.append(found)
         if bell == 2:
             watched.asked_to_ring += 1
@@ -151,6 +151,86 @@ def test_a_transaction_open_for_long_does_not_keep_others_waiting(
         idle.execute("BEGIN")
         idle.execute(EMIT)
         asyncio.run(run(idle))
+
+
+def test_a_ring_that_was_rolled_back_is_made_up_for_by_the_relays_own_look(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody rang and then failed; whoever came right after left it at that."""
+
+    async def run() -> None:
+        async with relaying(engine.url, monkeypatch, asleep_s=0.1) as watched:
+            await asleep(engine, watched)
+            engine.run("SELECT setval('outbox.bell', 1800000000000)")
+            engine.run(
+                "WITH e AS (INSERT INTO outbox.event (id, slot, type, payload, created_at)"
+                " VALUES (nextval('outbox.event_id'), 0, 'a', '1', now()) RETURNING id, slot)"
+                " INSERT INTO outbox.pending (id, slot, org) SELECT id, slot, '' FROM e"
+            )
+            await until(lambda: engine.one("SELECT count(*) FROM outbox.pending") == 0)
+            await asleep(engine, watched, watched.asked_to_ring)
+
+    asyncio.run(run())
+
+
+def test_a_relay_that_is_awake_says_so_whatever_the_bell_said(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with relaying(engine.url, monkeypatch, awake_s=3600.0):
+            for state in (2, 1_800_000_000_000):
+                engine.run(f"SELECT setval('outbox.bell', {state})")
+                await until(lambda: engine.one("SELECT last_value FROM outbox.bell") == 1)
+
+    asyncio.run(run())
+
+
+def test_a_relay_that_has_nothing_to_do_makes_one_statement_a_look(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    plain = HotConnection.run
+
+    async def run(self: HotConnection, name: str, *args: Any, **options: Any) -> Any:
+        names.append(name)
+        return await plain(self, name, *args, **options)
+
+    monkeypatch.setattr(HotConnection, "run", run)
+
+    async def idle() -> None:
+        numbers: dict[str, Any] = {"asleep_s": 0.06, "due_s": 0.06, "tend_s": 3600.0}
+        async with relaying(engine.url, monkeypatch, **numbers) as watched:
+            await asleep_for_looks(watched, 10)
+            names.clear()
+            await asleep_for_looks(watched, 10)
+            assert set(names) == {"tick"}
+
+    asyncio.run(idle())
+
+
+def test_a_relay_that_had_nothing_to_do_sees_what_is_due(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delivery gets its due time by a worker or a command: neither rings."""
+
+    async def run() -> None:
+        engine.subscribe()
+        async with relaying(engine.url, monkeypatch, asleep_s=0.06, due_s=0.06) as watched:
+            engine.emit()
+            await until(lambda: routed(engine) == 1)
+            await asleep_for_looks(watched, 10)
+            engine.run(
+                "UPDATE outbox.delivery SET state = 'scheduled', due_at = now(),"
+                " token = NULL, lease_until = NULL"
+            )
+            await until(lambda: engine.one("SELECT state FROM outbox.delivery") == "leased")
+
+    asyncio.run(run())
+
+
+async def asleep_for_looks(watched: Watched, looks: int) -> None:
+    before = len(watched.ticks)
+    await until(lambda: len(watched.ticks) >= before + looks)
 
 
 def test_a_relay_that_loses_its_ears_polls(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

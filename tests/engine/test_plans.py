@@ -126,7 +126,7 @@ STATEMENTS: dict[str, dict[str, Any]] = {
         "notes": ["x"] * BATCH, "metadata": ["{}"] * BATCH, "over": [],
     },
     "expire_leases": {"now": None, "rows_max": BATCH, "expiries_max": 5},
-    "tick": {"floor": 0, "bell": None},
+    "tick": {"floor": 0, "bell": None, "scheduled": True},
     "owed_now": {},
 }  # fmt: skip
 

@@ -9,6 +9,8 @@ _DUE = "tests/engine/test_lease_due.py::test_"
 _HORIZON = "tests/engine/test_horizon.py::test_"
 _RELAY = "tests/engine/test_relay.py::test_"
 _BELL = "tests/engine/test_bell.py::test_"
+_RING = "sql/migrations/0016_bell.sql"
+_RUNG = "tests/emit/test_emit.py::test_whoever_rings_after_another_leaves_it_at_that_for_a_moment"
 _FUNCTIONS = "sql/migrations/0002_functions.sql"
 
 ROUTING = (
@@ -354,14 +356,61 @@ ROUTING = (
         "bell-silent",
         "capture rings nobody",
         "no wake-up is lost",
-        (Edit(_FUNCTIONS, "FROM outbox.bell) = 2 THEN", "FROM outbox.bell) = 3 THEN"),),
+        (Edit(_RING, "PERFORM pg_catalog.pg_notify('outbox', '');", ""),),
         (_BELL + "a_commit_wakes_a_sleeping_relay",),
     ),
     Mutant(
         "bell-always",
         "capture rings a relay that is awake, in every transaction",
         "fast: NOTIFY takes a lock of the whole cluster",
-        (Edit(_FUNCTIONS, "FROM outbox.bell) = 2 THEN", "FROM outbox.bell) > 0 THEN"),),
+        (Edit(_RING, "IF was = 2 OR", "IF was = 1 OR was = 2 OR"),),
         ("tests/emit/test_emit.py::test_the_bell_rings_only_for_a_sleeping_relay",),
+    ),
+    Mutant(
+        "bell-rings-for-each",
+        "capture rings again though somebody just did",
+        "fast: NOTIFY takes a lock of the whole cluster",
+        (Edit(_RING, " AND now_ms - was NOT BETWEEN 0 AND 20 THEN", " THEN"),),
+        (_RUNG,),
+    ),
+    Mutant(
+        "bell-rings-once",
+        "once it was rung and nobody woke, it is not rung again",
+        "no wake-up is lost",
+        (Edit(_RING, "NOT BETWEEN 0 AND 20 THEN", "NOT BETWEEN -99999 AND 9999999 THEN"),),
+        (_RUNG,),
+    ),
+    Mutant(
+        "bell-left-rung",
+        "a relay that is awake leaves the bell as somebody rang it",
+        "fast: NOTIFY takes a lock of the whole cluster",
+        (
+            Edit(
+                "outbox/relay.py",
+                "1 if rhythm.bell != 1 else None",
+                "1 if rhythm.bell == 2 else None",
+            ),
+        ),
+        (_BELL + "a_relay_that_is_awake_says_so_whatever_the_bell_said",),
+    ),
+    Mutant(
+        "idle-relay-asks",
+        "a relay looks for due deliveries though none has a due time",
+        "an idle daemon makes fewer than 5 statements a second",
+        (Edit("outbox/relay.py", "scheduled=tick.scheduled)", "scheduled=True)"),),
+        (_BELL + "a_relay_that_has_nothing_to_do_makes_one_statement_a_look",),
+    ),
+    Mutant(
+        "idle-relay-sleeps-on",
+        "a relay that slept with nothing due does not see that something is",
+        "nothing is lost",
+        (
+            Edit(
+                "outbox/rhythm.py",
+                "        elif self.due_at == math.inf:\n            self.due_at = now\n",
+                "",
+            ),
+        ),
+        (_BELL + "a_relay_that_had_nothing_to_do_sees_what_is_due",),
     ),
 )

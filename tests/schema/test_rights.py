@@ -116,7 +116,7 @@ def test_the_owner_of_definer_functions_may_do_what_capture_and_emit_need_and_no
         "dedupe": ["INSERT", "SELECT", "UPDATE"],
         "event_id": ["USAGE"],
         "ring_slot": ["SELECT"],
-        "bell": ["SELECT"],
+        "bell": ["SELECT", "UPDATE"],
     }
     attributes = "rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls"
     assert names(db, f"SELECT {attributes} FROM pg_roles WHERE rolname = 'outbox_owner'") == [False]
