@@ -124,16 +124,15 @@ class Relay:
         else:
             routed = 0
             self._raise_floor(tick, complete=True, id_max=None)
+        advanced = 0
         if self._rhythm.signalled or now < self._rhythm.ordered_until:
             advanced = await self._advance(dispatch, SIGNAL_S)
-        else:
-            advanced = 0
         leased = await self._lease_due(dispatch, now)
         await self._broker.measure(short=False)
-        worked = bool(routed or leased or advanced)
-        if worked:
+        if routed or leased or advanced:
             self._rhythm.worked(now, self._config)
-        return worked
+        # What found all there was is followed by a cheap look, not by itself again.
+        return bool((routed and self._rhythm.more) or leased or advanced)
 
     async def _look(self, dispatch: Dispatch, now: float) -> Tick | None:
         """The periodic look: expired leases, late commits, the floor."""
@@ -231,12 +230,12 @@ class Relay:
             self._raise_floor(tick, complete=routed.events < events_max, id_max=routed.id_max)
         # Claims in order alternate with fair ones as long as they come back full: in order keeps
         # the floor moving, fair keeps one organization's backlog from hiding another's event.
-        rhythm.fair = not fair and routed.events >= events_max
+        rhythm.more = fair or routed.events >= events_max
+        rhythm.fair = not fair and rhythm.more
         rhythm.rest(routed.orgs_full, resting, now)
         if routed.waiting:
             rhythm.due_at = now
-        # Where permits are what is short, claiming more would only write rows that wait.
-        if routed.waiting:
+            # Where permits are what is short, claiming more would only write rows that wait.
             rhythm.claim_max = max(CLAIM_LEAST, routed.leased)
         else:
             rhythm.claim_max = min(config.batch, rhythm.claim_max * 2)
@@ -278,6 +277,7 @@ class Relay:
         that takes too long."""
         rhythm = self._rhythm
         log.error("relay.routing_failed", events_max=rhythm.claim_max, error=describe(error))
+        rhythm.more = True
         if rhythm.careful == 0:
             rhythm.careful = rhythm.claim_max
             return

@@ -75,6 +75,7 @@ class Rhythm:
     lane_from: int = 0
     org_from: str = ""
     fair: bool = False
+    more: bool = False
     claim_max: int = CLAIM_LEAST
     blocked_s: float = 0.005
     full: dict[str, Rest] = field(default_factory=dict)
