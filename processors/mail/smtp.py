@@ -7,8 +7,8 @@ Promises: TLS as the setting says, verified, or no connection; a transaction rep
 recipient what the server said of it, and whether the contents may have arrived where the connection
 ended early; a connection that was left in the middle is never used again.
 
-aiosmtplib waits for each reply before the next command, so commands are not pipelined (RFC 2920); a
-message takes five round trips, and several connections make up for that.
+Sender and recipients go in one flight where the server takes that. What follows does not: the
+contents may only be sent when it is committed that they may have been.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiosmtplib import (
@@ -34,6 +34,7 @@ from aiosmtplib import (
 from outbox import faults
 from outbox.recipients import Recipient, judged, readable
 from outbox.smtp_url import SmtpServer
+from processors.mail.wire import Wire
 
 DOWN_S = 2.0
 """How long nobody tries again to connect after it failed: what waits fails with the same error."""
@@ -82,7 +83,7 @@ Commit = Callable[[Sequence[int]], Awaitable[bool]]
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    client: SMTP
+    wire: Wire
     used: int = 0
     idle_since: float = 0.0
 
@@ -105,7 +106,7 @@ class Pool:
                 async with self._connection() as kept:
                     fresh = kept.used == 0
                     kept.used += 1
-                    transaction = _Transaction(kept.client, envelope, commit)
+                    transaction = _Transaction(kept.wire, envelope, commit)
                     await transaction.run()
                 # A kept connection that the server has closed meanwhile says nothing about the
                 # message: another one is opened. Each round uses one up, so this ends.
@@ -117,7 +118,7 @@ class Pool:
         if self._reaper is not None:
             self._reaper.cancel()
         free, self._free = self._free, []
-        await asyncio.gather(*(_quit(kept.client) for kept in free))
+        await asyncio.gather(*(kept.wire.quit() for kept in free))
 
     # -- connections ----------------------------------------------------------------------------
 
@@ -129,10 +130,10 @@ class Pool:
             yield kept
             whole = True
         finally:
-            if not whole or not kept.client.is_connected:
-                kept.client.close()
+            if not whole or not kept.wire.usable:
+                kept.wire.close()
             elif kept.used >= self._server.messages:
-                await _quit(kept.client)
+                await kept.wire.quit()
             else:
                 kept.idle_since = time.monotonic()
                 self._free.append(kept)
@@ -142,7 +143,7 @@ class Pool:
         """The one used last: the others grow idle and are given up."""
         while self._free:
             kept = self._free.pop()
-            if kept.client.is_connected:
+            if kept.wire.usable:
                 return kept
         return None
 
@@ -157,11 +158,11 @@ class Pool:
         idle = [kept for kept in self._free if kept.idle_since <= limit]
         self._free = [kept for kept in self._free if kept.idle_since > limit]
         for kept in idle:
-            kept.client.close()
+            kept.wire.close()
         if self._free:
             self._reap_later()
 
-    async def _connect(self) -> SMTP:
+    async def _connect(self) -> Wire:
         if self._down is not None and time.monotonic() < self._down[0]:
             raise ServerUnusable(self._down[1].reason, str(self._down[1]))
         server = self._server
@@ -180,6 +181,7 @@ class Pool:
             await client.connect()
             if client.is_ehlo_or_helo_needed:
                 await client.ehlo()
+            wire = Wire(client)
         except LOST as error:
             client.close()
             unusable = _unusable(server, error)
@@ -189,7 +191,7 @@ class Pool:
             client.close()
             raise
         self._down = None
-        return client
+        return wire
 
 
 def _unusable(server: SmtpServer, error: BaseException) -> ServerUnusable:
@@ -213,18 +215,11 @@ def _own_name() -> str:
     return name if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", name) else "localhost"
 
 
-async def _quit(client: SMTP) -> None:
-    with suppress(*LOST):
-        async with asyncio.timeout(1.0):
-            await client.quit()
-    client.close()
-
-
 class _Transaction:
     """MAIL, RCPT for each, DATA. `begun` says that the server answered to MAIL."""
 
-    def __init__(self, client: SMTP, envelope: Envelope, commit: Commit) -> None:
-        self._client = client
+    def __init__(self, wire: Wire, envelope: Envelope, commit: Commit) -> None:
+        self._wire = wire
         self._envelope = envelope
         self._commit = commit
         self._past_data = False
@@ -241,7 +236,7 @@ class _Transaction:
                 async with asyncio.timeout(DATA_S_MAX):
                     await self._contents(accepted)
         except LOST as error:
-            self._client.close()
+            self._wire.close()
             left = [n for n in open_numbers if n not in self.sent.results]
             state = Recipient.UNKNOWN if self._past_data else Recipient.DEFERRED
             self.sent.note(
@@ -254,14 +249,17 @@ class _Transaction:
         if not self._fits(numbers):
             self.begun = True
             return []
-        reply = await self._say(b"MAIL", self._from())
+        people = [b"RCPT TO:<" + address.encode() + b">" for _, address in self._envelope.people]
+        replies = self._wire.converse([self._mail(), *people])
+        reply = await anext(replies)
         self.begun = reply.code != 421  # it was about to hang up anyway
         if reply.code != 250:
             self._refuse(numbers, reply)
+            await self._wire.drain()
             return []
         accepted = []
-        for n, address in self._envelope.people:
-            reply = await self._say(b"RCPT", b"TO:<" + address.encode() + b">")
+        for n in numbers:
+            reply = await anext(replies)
             if 250 <= reply.code < 260:
                 accepted.append(n)
             else:
@@ -270,13 +268,13 @@ class _Transaction:
                 raise SMTPServerDisconnected(reply.message)
         if accepted and await self._commit(accepted):
             return accepted
-        if self._client.is_connected:
-            await self._say(b"RSET")
+        if self._wire.usable:
+            await self._wire.ask(b"RSET")
         return []
 
-    def _from(self) -> bytes:
-        envelope, words = self._envelope, [b"FROM:<" + self._envelope.sender.encode() + b">"]
-        if self._client.supports_extension("size"):
+    def _mail(self) -> bytes:
+        envelope, words = self._envelope, [b"MAIL FROM:<" + self._envelope.sender.encode() + b">"]
+        if "size" in self._wire.extensions:
             words.append(b"SIZE=%d" % len(envelope.data))
         if envelope.smtputf8:
             words.append(b"SMTPUTF8")
@@ -284,12 +282,12 @@ class _Transaction:
 
     def _fits(self, numbers: list[int]) -> bool:
         """What the server said that it does not take is not offered (RFC 1870, RFC 6531)."""
-        limit = self._client.esmtp_extensions.get("size", "").split()
+        limit = self._wire.extensions.get("size", "").split()
         if limit and limit[0].isdigit() and 0 < int(limit[0]) < len(self._envelope.data):
             text = f"552 5.3.4 larger than the server's limit of {limit[0]} bytes"
             self.sent.note(numbers, Recipient.REJECTED, text)
             return False
-        if self._envelope.smtputf8 and not self._client.supports_extension("smtputf8"):
+        if self._envelope.smtputf8 and "smtputf8" not in self._wire.extensions:
             text = "550 5.6.7 the server has no SMTPUTF8, which an address needs"
             self.sent.note(numbers, Recipient.REJECTED, text)
             return False
@@ -297,18 +295,13 @@ class _Transaction:
 
     async def _contents(self, accepted: list[int]) -> None:
         faults.passing("before", "data")
-        reply = await self._say(b"DATA")
+        reply = await self._wire.ask(b"DATA")
         if reply.code != 354:
             self._refuse(accepted, reply)
-            await self._say(b"RSET")
+            await self._wire.ask(b"RSET")
             return
-        protocol = self._client.protocol
-        if protocol is None:
-            raise SMTPServerDisconnected("lost")
         self._past_data = True
-        # `write` and `read_response` in one go: nothing can come in between.
-        protocol.write(stuffed(self._envelope.data))
-        reply = await protocol.read_response()
+        reply = await self._wire.contents(stuffed(self._envelope.data))
         faults.passing("after", "data")
         if 250 <= reply.code < 260:
             self.sent.note(accepted, Recipient.SENT, f"{reply.code} {reply.message}")
@@ -319,9 +312,6 @@ class _Transaction:
         # A reply that is no refusal in its place is a server that has lost its way: not now.
         state = judged(reply.code, reply.message) if reply.code >= 400 else Recipient.DEFERRED
         self.sent.note(numbers, state, f"{reply.code} {reply.message}")
-
-    async def _say(self, *words: bytes) -> SMTPResponse:
-        return await self._client.execute_command(*words, timeout=None)
 
 
 def stuffed(data: bytes) -> bytes:

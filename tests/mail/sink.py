@@ -56,6 +56,8 @@ class _Server(SMTP):
         await self._scripted("AUTH", arg, super().smtp_AUTH)
 
     async def smtp_MAIL(self, arg: str) -> None:  # noqa: N802 (aiosmtpd's name)
+        waiting: Any = self._reader  # asyncio tells nobody else what has arrived
+        self._sink.flights.append(bytes(waiting._buffer).count(b"RCPT TO:"))
         await self._scripted("MAIL", arg, super().smtp_MAIL)
 
     async def smtp_RCPT(self, arg: str) -> None:  # noqa: N802 (aiosmtpd's name)
@@ -89,11 +91,14 @@ class Sink:
         login: tuple[str, str] | None = None,
         size: int = 33_554_432,
         smtputf8: bool = True,
+        pipelining: bool = False,
     ) -> None:
         self.script = script
         self.taken: list[Taken] = []
         self.asked: list[tuple[str, str]] = []
         self.connections = 0
+        self.flights: list[int] = []  # recipients that came in one flight with each MAIL
+        self._pipelining = pipelining
         self._tls = tls
         self._implicit = implicit
         self._login = login
@@ -120,6 +125,12 @@ class Sink:
         assert isinstance(data, LoginPassword)
         good = (data.login.decode(), data.password.decode()) == self._login
         return AuthResult(success=good, handled=False)
+
+    async def handle_EHLO(  # noqa: N802 (aiosmtpd's name)
+        self, _server: _Server, session: Any, _envelope: Any, name: str, responses: list[str]
+    ) -> list[str]:
+        session.host_name = name
+        return [responses[0], *["250-PIPELINING"] * self._pipelining, *responses[1:]]
 
     async def handle_DATA(  # noqa: N802 (aiosmtpd's name)
         self, server: _Server, _session: Any, envelope: Any

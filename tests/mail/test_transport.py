@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,75 @@ def test_a_connection_that_the_server_closed_meanwhile_costs_no_attempt(
     for delivery in post.deliver():
         assert post.engine.facts(delivery) == [("delivered", "sent", True, 1)]
     assert len(sink.taken) == 3
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_recipients_come_with_the_sender_where_the_server_takes_commands_in_flights(
+    database: str, pipelining: bool
+) -> None:
+    """One connection all the while: whatever is refused, what was asked in vain is read first."""
+
+    def script(verb: str, arg: str) -> str | None:
+        if verb == "MAIL" and "bad@" in arg:
+            return "451 4.3.0 not now"
+        if verb == "RCPT" and ("b@" in arg or "nobody@" in arg):
+            return f"550 5.7.1 not {arg[4:-1]}"
+        return None
+
+    with Sink(script, pipelining=pipelining) as sink:
+        post = Post(database, sink)
+        post.environ["OUTBOX_SMTP_URL"] += "&connections=1"
+        three = ["a@example.org", "b@example.org", "c@example.org"]
+        for org, sender, to in [
+            ("late", "bad@example.com", three),
+            ("some", "shop@example.com", three),
+            ("none", "shop@example.com", ["nobody@example.org"]),
+            ("last", "shop@example.com", ["last@example.org"]),
+        ]:
+            post.subscribe({"from": sender, "to": to}, org=org)
+            post.emit(org=org)
+        ends = {
+            post.engine.one("SELECT e.org_id FROM outbox.event e JOIN outbox.journal j"
+                            " ON j.event_id = e.id WHERE j.delivery_id = %s LIMIT 1", delivery):
+            (post.end(delivery), [reply for _, reply, _ in post.people(delivery).values()])
+            for delivery in post.deliver()
+        }  # fmt: skip
+        assert sorted(sink.flights) == ([1, 1, 3, 3] if pipelining else [0, 0, 0, 0])
+        assert sink.connections == 1
+        assert {one.recipients for one in sink.taken} == {
+            ("a@example.org", "c@example.org"),
+            ("last@example.org",),
+        }
+        taken, refused = "250 2.0.0 taken", "550 5.7.1 not {}@example.org"
+        assert ends == {
+            "late": (("attempt_failed", "deferred"), ["451 4.3.0 not now"] * 3),
+            "some": (("dead", "rejected"), [taken, refused.format("b"), taken]),
+            "none": (("dead", "rejected"), [refused.format("nobody")]),
+            "last": (("delivered", "sent"), [taken]),
+        }
+        post.engine.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "hello",
+        "25",
+        "999999",
+        "250 ok\r\n354 go on\r\n250 taken",
+        "250-" + "\r\n250-".join(["x" * 500] * 200),
+    ],
+    ids=["no code", "half a code", "a long code", "one reply too many", "a reply without end"],
+)
+def test_a_server_that_does_not_speak_smtp_defers(database: str, said: str) -> None:
+    with Sink(lambda verb, _arg: said if verb == "RCPT" else None, pipelining=True) as sink:
+        post = Post(database, sink)
+        post.subscribe(timeout=timedelta(seconds=3))
+        post.emit()
+        [delivery] = post.deliver()
+        assert post.end(delivery) == ("attempt_failed", "deferred")
+        assert sink.taken == []
+        post.engine.close()
 
 
 def test_smtputf8_is_used_where_an_address_needs_it(database: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Edit, Mutant, statement
 
+_WIRE = "processors/mail/wire.py"
 _SENDING = "tests/mail/test_sending.py::test_"
 _MESSAGES = "tests/mail/test_messages.py::test_"
 _RECIPIENTS = "tests/mail/test_recipients.py::test_"
@@ -313,6 +314,39 @@ MAIL = (
         (_TEMPLATES + "values_are_data",),
     ),
     # -- the server -------------------------------------------------------------------------------
+    Mutant(
+        "smtp-one-by-one",
+        "the recipients wait for the reply to the sender though the server takes flights",
+        "fast: a round trip less for each message",
+        (Edit(_WIRE, '"pipelining" not in self.extensions', '"pipelining" in self.extensions'),),
+        (
+            _TRANSPORT
+            + "recipients_come_with_the_sender_where_the_server_takes_commands_in_flights",
+        ),
+    ),
+    Mutant(
+        "smtp-leaves-replies",
+        "after a refused sender the replies to the recipients are left unread",
+        "a connection in the middle of something is not used again",
+        (
+            Edit(
+                _WIRE,
+                "        while self._owed:\n            await self._reply()\n",
+                "        pass\n",
+            ),
+        ),
+        (
+            _TRANSPORT
+            + "recipients_come_with_the_sender_where_the_server_takes_commands_in_flights",
+        ),
+    ),
+    Mutant(
+        "smtp-any-reply",
+        "a reply that nobody asked for passes for the next one's",
+        "an effect that is not known is told as such",
+        (Edit(_WIRE, "if len(self._replies) > self._owed:", "if False:"),),
+        (_TRANSPORT + "a_server_that_does_not_speak_smtp_defers",),
+    ),
     Mutant(
         "smtp-starttls-optional",
         "STARTTLS is used where a server offers it, and else nothing is encrypted",
