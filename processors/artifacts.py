@@ -8,14 +8,15 @@ it, so that what nobody names (a worker died, an event was redacted meanwhile) i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
 
 from outbox.errors import NotFound
 from outbox.settings import Settings
-from outbox.store.artifacts import ArtifactBook, Stray
+from outbox.store.artifacts import REMOVE_S, ArtifactBook
 from outbox.store.connect import HotConnection, connect_hot, translated
 from outbox.store.upkeep import upkeep
 from processors.storage import Store, key_of, open_store
@@ -51,25 +52,22 @@ async def _known(settings: Settings, org_id: str | None, sha256: str) -> bool:
 # -- removing -------------------------------------------------------------------------------------
 
 
-async def remove_strays(store: Store, book: ArtifactBook) -> int:
+async def remove_strays(
+    store: Store, book: ArtifactBook, clock: Callable[[], float] = time.monotonic
+) -> int:
     """Remove stored bytes that no artifact names any more; returns how many. Raises StoreFailed and
     the driver's errors; what is left waits for the next time."""
     removed = 0
+    began = clock()
     while strays := await book.strays():
         for stray in strays:
-            await _remove(store, book, stray)
-        removed += len(strays)
+            if clock() - began > REMOVE_S / 2:
+                return removed  # a slow store: the claims must not run out while we remove
+            await store.remove(key_of(stray.org_id, stray.sha256))
+            await book.forget(stray)
+            removed += 1
+        began = clock()
     return removed
-
-
-async def _remove(store: Store, book: ArtifactBook, stray: Stray) -> None:
-    """A worker may note the same content again at any moment; then it counts on it, and it comes
-    back: two events of the same second may well give the same bytes."""
-    key = key_of(stray.org_id, stray.sha256)
-    content = await store.get(key)
-    await store.remove(key)
-    if not await book.forget(stray) and content is not None:
-        await store.put(key, content)
 
 
 async def tend(settings: Settings, connection: HotConnection) -> int:

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -25,7 +25,7 @@ from outbox.effects import Effects, Emission
 from outbox.errors import ConfigurationError, OutboxError, UsageError
 from outbox.outcome import DATABASE_AWAY, Kind, Outcome
 from outbox.settings import Settings
-from outbox.store.artifacts import Notes
+from outbox.store.artifacts import BeingRemoved, Notes
 from outbox.store.connect import FAILED, connect_hot, describe
 from outbox.work import Work
 from processors.artifacts import tending
@@ -37,6 +37,8 @@ from processors.rendering.pool import Limits, Rendered, RenderFailed, RenderPool
 from processors.storage import LINK_LIFE, Store, StoreFailed, key_of, open_store
 
 RENDERED = "outbox.document.rendered"
+BEING_REMOVED = timedelta(seconds=2)
+"""When to try again where the same content is just being removed from the store."""
 CONTENT_TYPE = "application/pdf"
 FILENAME_BYTES_MAX = 200
 CONCURRENCY = 16
@@ -95,6 +97,8 @@ class PdfProcessor:
             url = await self._store.url(key)
         except StoreFailed as error:
             return Outcome(Kind.INTERNAL, "store_failed", detail={"error": str(error)[:300]})
+        except BeingRemoved:
+            return Outcome(Kind.INTERNAL, "being_removed", after=BEING_REMOVED)
         except FAILED as error:
             failed = {"error": describe(error)[:300]}
             return Outcome(Kind.INTERNAL, "note_failed", after=DATABASE_AWAY, detail=failed)

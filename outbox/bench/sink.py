@@ -13,7 +13,8 @@ from typing import Any, cast
 from outbox.bench.serving import serve
 
 _REPLIES = {
-    b"EHLO": b"250-bench.invalid\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 33554432\r\n",
+    b"EHLO": b"250-bench.invalid\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"
+    b"250 SIZE 33554432\r\n",
     b"HELO": b"250 bench.invalid\r\n",
     b"DATA": b"354 go on\r\n",
     b"QUIT": b"221 bye\r\n",

@@ -27,17 +27,23 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 LIST_MAX = 1000
 STRAYS_MAX = 100
 EXPIRED_MAX = 500
+REMOVE_S = 300.0
+"""So long a claim to remove content holds; removing itself takes no longer than a minute."""
 STRAY_AFTER = timedelta(hours=1)
 """So long after content was noted nobody is still about to settle it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """Content to remove from the store. `since` tells whether it was noted again."""
+    """Content to remove from the store, which is claimed until `removing_until`."""
 
     org_id: str | None
     sha256: str
-    since: datetime | None
+    removing_until: datetime
+
+
+class BeingRemoved(Exception):
+    """The content is being removed from the store: it can be stored again in a moment."""
 
 
 class ArtifactBook:
@@ -46,16 +52,18 @@ class ArtifactBook:
     def __init__(self, connection: HotConnection) -> None:
         self._connection = connection
 
-    async def note(self, found: Sequence[tuple[str | None, str]]) -> None:
-        """Say that this content (organization, SHA-256) is about to be stored."""
+    async def note(self, found: Sequence[tuple[str | None, str]]) -> set[tuple[str | None, str]]:
+        """Say that this content (organization, SHA-256) is about to be stored. Returns what may
+        be; the rest is being removed."""
         pairs = sorted({(org or "", sha256) for org, sha256 in found})
-        await self._connection.run(
+        cursor = await self._connection.run(
             "artifact_note",
             {
                 "orgs": arrays.texts([org for org, _ in pairs]),
                 "sha256s": arrays.texts([sha256 for _, sha256 in pairs]),
             },
         )
+        return {(org or None, sha256) for org, sha256 in await cursor.fetchall()}
 
     async def knows(self, org_id: str | None, sha256: str) -> bool:
         """Whether an artifact of this organization has this content."""
@@ -64,20 +72,27 @@ class ArtifactBook:
         return await cursor.fetchone() is not None
 
     async def strays(self) -> list[Stray]:
-        """Some of the content that is to be removed."""
+        """Claim some of the content that is to be removed, for REMOVE_S."""
         cursor = await self._connection.run(
             "artifact_strays",
-            {"after_s": STRAY_AFTER.total_seconds(), "rows_max": STRAYS_MAX},
+            {
+                "after_s": STRAY_AFTER.total_seconds(),
+                "hold_s": REMOVE_S,
+                "rows_max": STRAYS_MAX,
+            },
         )
-        return [Stray(org or None, sha256, since) for org, sha256, since in await cursor.fetchall()]
+        return [Stray(org or None, sha256, until) for org, sha256, until in await cursor.fetchall()]
 
-    async def forget(self, stray: Stray) -> bool:
-        """It is removed; False if it was noted again meanwhile, or an artifact names it."""
-        cursor = await self._connection.run(
+    async def forget(self, stray: Stray) -> None:
+        """It is removed."""
+        await self._connection.run(
             "artifact_forget",
-            {"org": stray.org_id or "", "sha256": stray.sha256, "since": stray.since},
+            {
+                "org": stray.org_id or "",
+                "sha256": stray.sha256,
+                "removing_until": stray.removing_until,
+            },
         )
-        return await cursor.fetchone() is not None
 
     async def expire(self, keep: timedelta) -> int:
         """Let artifacts older than `keep` go; returns how many."""
@@ -104,7 +119,7 @@ class Notes:
         self._task: asyncio.Task[None] | None = None
 
     async def note(self, org_id: str | None, sha256: str) -> None:
-        """Return when it is committed. Raises the driver's errors."""
+        """Return when it is committed. Raises BeingRemoved and the driver's errors."""
         noted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(((org_id, sha256), noted))
         if self._task is None or self._task.done():
@@ -121,30 +136,31 @@ class Notes:
     async def _write(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            error: BaseException | None = None
+            error: BaseException = BeingRemoved()
+            free: set[tuple[str | None, str]] = set()
             try:
-                await self._note([one for one, _ in batch])
+                free = await self._note([one for one, _ in batch])
             except FAILED as raised:
                 error = raised
-            for _, noted in batch:
+            for one, noted in batch:
                 if noted.done():
                     continue  # cancelled meanwhile
-                if error is None:
+                if one in free:
                     noted.set_result(None)
                 else:
                     noted.set_exception(error)
 
-    async def _note(self, found: Sequence[tuple[str | None, str]]) -> None:
+    async def _note(self, found: Sequence[tuple[str | None, str]]) -> set[tuple[str | None, str]]:
         fresh = self._connection is None
         try:
             if self._connection is None:
                 self._connection = await self._open()
-            await ArtifactBook(self._connection).note(found)
+            return await ArtifactBook(self._connection).note(found)
         except FAILED:
             await self._hang_up()
             if fresh:
                 raise
-            await self._note(found)
+            return await self._note(found)
 
     async def _hang_up(self) -> None:
         connection, self._connection = self._connection, None

@@ -187,11 +187,13 @@ CREATE INDEX artifact_age ON outbox.artifact (created_at);
 -- The events that told of it hold the same data: a redaction finds them, and it, from either.
 CREATE INDEX artifact_announced ON outbox.artifact USING gin (announced);
 
--- Stored content that no artifact names: about to be stored, or to be removed (since is then null).
+-- Stored content that no artifact names: about to be stored, or to be removed (since is then null). Until
+-- `removing_until` somebody removes it, and it is not to be stored.
 CREATE TABLE outbox.artifact_stray (
-    org    text NOT NULL,
-    sha256 text NOT NULL,
-    since  timestamptz,
+    org            text NOT NULL,
+    sha256         text NOT NULL,
+    since          timestamptz,
+    removing_until timestamptz,
     PRIMARY KEY (org, sha256)
 );
 

@@ -136,6 +136,26 @@ DOCUMENTS = (
         (_DOCUMENTS + "who_lost_its_lease_leaves_bytes_that_are_swept_unless_they_are_named",),
     ),
     Mutant(
+        "document-noted-while-removed",
+        "content is noted though somebody is removing it, and goes once it is stored",
+        "a stored document stays",
+        (
+            statement(
+                "artifact_note",
+                "s.removing_until IS NULL OR s.removing_until <= clock_timestamp()",
+                "true",
+            ),
+        ),
+        (_DOCUMENTS + "what_is_being_removed_is_stored_again_when_it_is_gone",),
+    ),
+    Mutant(
+        "document-claimed-for-ever",
+        "content is removed however long ago it was claimed",
+        "a stored document stays",
+        (Edit("processors/artifacts.py", "if clock() - began > REMOVE_S / 2:", "if False:"),),
+        (_DOCUMENTS + "a_slow_store_is_left_before_the_claims_run_out",),
+    ),
+    Mutant(
         "document-by-the-clock",
         "a document holds the time of its attempt: the next one stores another",
         "a repeated attempt stores the same bytes",

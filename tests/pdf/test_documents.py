@@ -8,10 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -19,7 +21,7 @@ import pytest
 from outbox.errors import NotFound
 from outbox.secrets import KeyRing
 from outbox.settings import Settings
-from outbox.store.artifacts import ArtifactBook, Notes, remove_artifacts
+from outbox.store.artifacts import REMOVE_S, ArtifactBook, Notes, remove_artifacts
 from outbox.store.connect import HotConnection, connect_hot
 from outbox.store.migrate import migrate
 from outbox.store.redaction import Choice, count, find_events, redact
@@ -185,30 +187,60 @@ def test_who_lost_its_lease_leaves_bytes_that_are_swept_unless_they_are_named(
     assert (stored(documents), strays(engine)) == ([], 0)
 
 
-def test_what_is_noted_again_while_it_is_removed_comes_back(
-    engine: Engine, settings: Settings, documents: Path
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_is_being_removed_is_stored_again_when_it_is_gone(
+    engine: Engine, settings: Settings, documents: Path, dies: bool
 ) -> None:
-    content = b"%PDF"
-    sha256 = hashlib.sha256(content).hexdigest()
+    """Two events of one second may well give the same bytes: the document of one went, the other is
+    rendered just now. Whoever removes may die at any moment."""
+    (Path(settings.templates or "") / "same.typ").write_text("#set document(date: none)\nSame")
+    subscribe(engine, settings, template="same")
+    invoice(engine)
+    asyncio.run(render_pending(engine, settings))
+    with psycopg.connect(engine.url, autocommit=True) as connection:
+        assert remove_artifacts(connection, [UUID(row["id"]) for row in artifacts(engine)]) == 1
+    invoice(engine)
 
-    class Racing(FolderStore):
+    class Removing(FolderStore):
         async def remove(self, key: str) -> None:
             await super().remove(key)
-            engine.run("UPDATE outbox.artifact_stray SET since = clock_timestamp()")
+            await render_pending(engine, settings)
+            if dies:
+                raise StoreFailed("dead")
 
-    async def act() -> None:
-        store = Racing(documents)
-        await store.put(key_of("acme", sha256), content)
+    async def remove() -> None:
+        connection = await connect_hot(engine.url, "artifacts")
+        try:
+            await remove_strays(Removing(documents), ArtifactBook(connection))
+        finally:
+            await connection.raw.close()
+
+    with pytest.raises(StoreFailed) if dies else nullcontext():
+        asyncio.run(remove())
+    assert reasons(engine)[-1] == ("being_removed", False)
+    assert stored(documents) == []
+    engine.run("UPDATE outbox.artifact_stray SET removing_until = now() - interval '1 s'")
+    engine.run("UPDATE outbox.delivery SET due_at = now()")
+    asyncio.run(render_pending(engine, settings, due=True))
+    assert len(stored(documents)) == len(artifacts(engine)) == 1
+    assert strays(engine) == 0
+
+
+def test_a_slow_store_is_left_before_the_claims_run_out(engine: Engine, documents: Path) -> None:
+    hashes = [hashlib.sha256(bytes([n])).hexdigest() for n in range(5)]
+    times = iter([0.0, 1.0, REMOVE_S * 0.4, REMOVE_S * 0.6])
+
+    async def act() -> int:
         connection = await connect_hot(engine.url, "artifacts")
         book = ArtifactBook(connection)
-        await book.note([("acme", sha256)])
+        await book.note([("acme", sha256) for sha256 in hashes])
         engine.run("UPDATE outbox.artifact_stray SET since = NULL")
-        await remove_strays(store, book)
+        removed = await remove_strays(FolderStore(documents), book, lambda: next(times))
         await connection.raw.close()
+        return removed
 
-    asyncio.run(act())
-    assert [path.read_bytes() for path in stored(documents)] == [content]
-    assert strays(engine) == 1
+    assert asyncio.run(act()) == 2
+    assert strays(engine) == 3
 
 
 @pytest.fixture
