@@ -71,11 +71,13 @@ async def remove_strays(
 
 
 async def tend(settings: Settings, connection: HotConnection) -> int:
-    """Once: let go what is past OUTBOX_ARTIFACTS_KEEP, and remove what nobody names."""
+    """Once: let go what is past OUTBOX_ARTIFACTS_KEEP, and remove what nobody names or finished."""
     book = ArtifactBook(connection)
     if settings.artifacts_keep is not None:
         await book.expire(settings.artifacts_keep)
-    return await remove_strays(open_store(settings), book)
+    store = open_store(settings)
+    await store.sweep()
+    return await remove_strays(store, book)
 
 
 async def tend_once(settings: Settings) -> int:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -25,6 +26,11 @@ LINK_LIFE = timedelta(days=7)
 """How long a link holds: the longest that S3 signs for, so that a webhook which is retried for
 three days still carries one that works."""
 REQUEST_S = 30.0
+LEFT_S = 3600.0
+"""A file that is being written is as good as lost when it is so old."""
+
+BEGUN = ".begun"
+"""The folder of files that are being written: no organization's prefix begins so."""
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -45,6 +51,9 @@ class Store(Protocol):
 
     async def remove(self, key: str) -> None:
         """Remove it if it is there. Raises StoreFailed."""
+
+    async def sweep(self) -> None:
+        """Remove what writers that died have left unfinished. Raises StoreFailed."""
 
     async def url(self, key: str) -> str | None:
         """A link that anybody may follow for LINK_LIFE, where one can be made."""
@@ -77,7 +86,7 @@ class FolderStore:
         self._root = root
 
     async def put(self, key: str, content: bytes) -> None:
-        """Written beside, made durable, renamed."""
+        """Written elsewhere, made durable, renamed."""
         await self._run(self._put, key, content)
 
     async def get(self, key: str) -> bytes | None:
@@ -90,6 +99,10 @@ class FolderStore:
     async def remove(self, key: str) -> None:
         """The file goes, its folder stays."""
         await self._run((self._root / key).unlink, True)
+
+    async def sweep(self) -> None:
+        """Files that were begun long ago."""
+        await self._run(self._sweep)
 
     async def url(self, key: str) -> str | None:  # noqa: ARG002 (nobody serves a folder)
         """None: a folder is not served by anybody."""
@@ -104,7 +117,9 @@ class FolderStore:
         if path.is_file():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(prefix=".", dir=path.parent)
+        begun = self._root / BEGUN
+        begun.mkdir(exist_ok=True)
+        descriptor, beside = tempfile.mkstemp(dir=begun)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -119,6 +134,13 @@ class FolderStore:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def _sweep(self) -> None:
+        before = time.time() - LEFT_S
+        for path in (self._root / BEGUN).glob("*"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
     async def _run(self, act: Callable[..., Any], *args: object) -> Any:
         try:
@@ -195,6 +217,9 @@ class BucketStore:
         """Removing what is not there is no error to S3."""
         with suppress(*self._absent), self._translated(*self._absent):
             await self._obstore.delete_async(self._store, key)
+
+    async def sweep(self) -> None:
+        """Nothing: an object that was not put whole is not there."""
 
     async def url(self, key: str) -> str | None:
         """A signed one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
@@ -52,6 +53,19 @@ def bucket_url(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
         request = urllib.request.Request(s3 + path, method=method)  # noqa: S310 (loopback)
         urllib.request.urlopen(request).close()  # noqa: S310
     return f"s3://documents/some/prefix?endpoint={s3}"
+
+
+def test_what_a_writer_that_died_has_left_goes_with_time(tmp_path: Path) -> None:
+    """Killed in the middle of a file: no document, and no rest for ever."""
+    store = FolderStore(tmp_path)
+    asyncio.run(store.sweep())
+    asyncio.run(store.put(KEY, PDF))
+    for name in ("old", "new"):
+        (tmp_path / ".begun" / name).write_bytes(PDF[:3])
+    os.utime(tmp_path / ".begun" / "old", (0, 0))
+    asyncio.run(store.sweep())
+    assert sorted(path.name for path in (tmp_path / ".begun").iterdir()) == ["new"]
+    assert asyncio.run(store.get(KEY)) == PDF
 
 
 @pytest.fixture(params=["folder", "bucket"])
