@@ -26,6 +26,9 @@ log = structlog.get_logger("outbox.databases")
 AGAIN_S = 2.0
 """The pause before a database that could not be served is tried again."""
 
+PROOFS_MAX = 16
+"""How many are proven at once, in a thread each."""
+
 Prove = Callable[[Settings], str]
 """Proves that a database can be served and returns the namespace of its messages in the broker.
 Raises an OutboxError. Runs in a thread."""
@@ -64,9 +67,9 @@ class Databases:
         return len(self._all) > 1
 
     def prove(self, *, every: bool) -> None:
-        """Prove all of them at once. Unless `every` one is needed, those that are away are left for
+        """Prove all of them. Unless `every` one is needed, those that are away are left for
         later, as long as another one answers. Raises the first error, with a line for each."""
-        with ThreadPoolExecutor(len(self._all)) as pool:
+        with ThreadPoolExecutor(min(len(self._all), PROOFS_MAX)) as pool:
             errors = [error for error in pool.map(self._problem, self._all) if error is not None]
         # A mistake that stays is told before an absence that may pass: it gives the exit code.
         errors.sort(key=lambda error: isinstance(error, DatabaseUnavailable))
