@@ -25,8 +25,8 @@ TRUE = frozenset({"1", "true", "yes", "on"})
 FALSE = frozenset({"0", "false", "no", "off"})
 
 
-def items(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
+def items(text: str, separator: str = ",") -> list[str]:
+    return [item.strip() for item in text.split(separator) if item.strip()]
 
 
 def boolean(text: str) -> bool:
@@ -50,6 +50,14 @@ def database_url(text: str) -> str:
     if re.match(r"postgres(ql)?://|\s*\w+\s*=", text):
         return text
     raise ValueError(f"not a libpq URL; write for example {DATABASE_EXAMPLE}")  # it may be secret
+
+
+def database_urls(text: str) -> str:
+    """One URL a line: commas and blanks stand inside libpq's own."""
+    urls = [database_url(line) for line in items(text, "\n") or [text]]
+    if len(set(urls)) < len(urls):
+        raise ValueError("the same database is named twice; write each URL once")
+    return "\n".join(urls)
 
 
 def broker_url(text: str) -> str:

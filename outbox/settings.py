@@ -62,13 +62,23 @@ class Settings:
 
     @property
     def database(self) -> str:
-        """The database URL. Raises ConfigurationError where none is set."""
+        """The database URL. Raises ConfigurationError where none is set, or several."""
+        if len(self.databases) > 1:
+            raise ConfigurationError(
+                f"OUTBOX_DATABASE_URL names {len(self.databases)} databases, and this is done in "
+                "one; name it with --database-url"
+            )
+        return self.databases[0]
+
+    @property
+    def databases(self) -> list[str]:
+        """The database URLs, at least one. Raises ConfigurationError where none is set."""
         if self.database_url is None:
             raise ConfigurationError(
                 f"OUTBOX_DATABASE_URL is not set; set it to a URL such as {DATABASE_EXAMPLE}, "
                 "or pass --database-url"
             )
-        return self.database_url
+        return self.database_url.splitlines()
 
     @property
     def in_memory(self) -> bool:
@@ -89,13 +99,15 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting: how it is named outside, read and shown."""
+    """One setting: how it is named outside, read and shown. `separator` stands between several
+    values in one text."""
 
     name: str
     read: Callable[[str], object]
     help: str
     secret: bool = False
     alias: str | None = None
+    separator: str = ","
 
     @property
     def word(self) -> str:
@@ -188,31 +200,37 @@ def _read_file(path: str | None, found: dict[str, _Given], errors: list[tuple[bo
     except tomllib.TOMLDecodeError as error:
         errors.append((False, f"OUTBOX_CONFIG: {path} is not TOML: {error}"))
         return
-    known = {option.word: option.name for option in OPTIONS}
+    known = {option.word: option for option in OPTIONS}
     for name, value in content.items():
         if name not in known:
             names = ", ".join(sorted(known))
             errors.append((False, f"{path}: unknown setting {name!r}; known are: {names}"))
-        elif (text := _toml_text(value)) is None:
+        elif (text := _toml_text(value, known[name].separator)) is None:
             errors.append((False, f"{path}: {name} must be a text, a boolean or a list of texts"))
         elif text:
-            found[known[name]] = _Given(text, f"{name} in {path}", "file", Path(path).parent)
+            found[known[name].name] = _Given(text, f"{name} in {path}", "file", Path(path).parent)
 
 
-def _toml_text(value: object) -> str | None:
+def _toml_text(value: object, separator: str) -> str | None:
     """A TOML value in the form the environment would hold; None for what has none."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int):
         return str(value)
     if isinstance(value, list) and all(type(item) in {str, int} for item in value):
-        return ",".join(map(str, value))
+        return separator.join(map(str, value))
     return None
 
 
 _HOUR = timedelta(hours=1)
 OPTIONS: tuple[Option, ...] = (
-    Option("database_url", read.database_url, "libpq URL of the database", secret=True),
+    Option(
+        "database_url",
+        read.database_urls,
+        "libpq URL of the database; several, one a line, for run and worker",
+        secret=True,
+        separator="\n",
+    ),
     Option("listen_url", read.database_url, "direct URL for LISTEN, behind a pooler", secret=True),
     Option("broker_url", read.broker_url, "redis://, rediss://, amqp:// or memory://", secret=True),
     Option("secret_key", read.secret_key, "base64 of 32 bytes; several by comma", secret=True),
@@ -289,6 +307,6 @@ def _shown(option: Option, value: object) -> object:
             count = value.count("-----BEGIN")
             return f"*** ({count} key{'s' if count != 1 else ''})"
         case str() if option.secret:
-            return masked_url(value)
+            return "\n".join(map(masked_url, value.splitlines()))
         case _:
             return value

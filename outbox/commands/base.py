@@ -98,23 +98,25 @@ class SettingOption(click.Option):
         return None
 
 
-def setting_option(name: str) -> SettingOption:
-    """The option of one setting, by the setting's name, or `config`."""
+def setting_option(name: str, *others: str) -> SettingOption:
+    """The option of one setting, by the setting's name, or `config`; with `others`, further names
+    of the option, it may be given several times."""
 
     def keep(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
         if value is not None and value != ():
-            text = ",".join(value) if isinstance(value, tuple) else value
+            text = separator.join(value) if isinstance(value, tuple) else value
             ctx.find_object(Wiring).flags[name] = text  # type: ignore[union-attr]
 
     words = {option.name: option.word for option in OPTIONS} | {"config": "config"}
     texts = {option.name: option.help for option in OPTIONS} | {"config": "TOML file of settings"}
+    separator = {option.name: option.separator for option in OPTIONS}.get(name, ",")
     return SettingOption(
-        [f"--{words[name].replace('_', '-')}"],
+        [f"--{words[name].replace('_', '-')}", *others],
         envvar=f"OUTBOX_{words[name].upper()}",
         show_envvar=True,
         expose_value=False,
         callback=keep,
-        multiple=name == "imports",
+        multiple=name == "imports" or bool(others),
         help=f"{texts[name].capitalize() if texts[name][0].islower() else texts[name]}.",
         metavar=_METAVARS.get(name) or ("URL" if "url" in name else "VALUE"),
     )

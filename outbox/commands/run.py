@@ -10,17 +10,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from outbox import faults
-from outbox.commands.base import Wiring, pass_wiring, takes_settings
+from outbox.commands.base import Decorated, Wiring, pass_wiring, setting_option, takes_settings
 from outbox.errors import ConfigurationError, UsageError
 from outbox.logs import get_logger
 from outbox.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
+    from outbox.databases import Databases
     from outbox.runtime import Until
     from outbox.secrets import KeyRing
 
@@ -28,9 +30,16 @@ log = get_logger("outbox.run")
 
 PROCESSES_MAX = 256
 
-_common = takes_settings(
+_settings = takes_settings(
     "listen_url", "broker_url", "instance", "lease", "grace", "retention", "log_format", "imports"
 )
+
+
+def _common(command: Decorated) -> Decorated:
+    """The options of both, and databases, as many as there are."""
+    _settings(command)
+    vars(command)["__click_params__"].append(setting_option("database_url", "--database"))
+    return command
 
 
 @click.command()
@@ -47,6 +56,7 @@ _common = takes_settings(
 def run(wiring: Wiring, once: bool, drain: bool, workers: int) -> None:
     """Run the daemon: route events, lease deliveries, hand them to the workers.
 
+    --database may be given several times; each is served as if it were alone.
     The first SIGTERM or SIGINT finishes what runs within OUTBOX_GRACE, the second ends now.
     """
     from outbox.runtime import Until
@@ -61,10 +71,14 @@ def run(wiring: Wiring, once: bool, drain: bool, workers: int) -> None:
         )
     if once and workers and not settings.in_memory:
         raise UsageError("--once does not wait for other processes; use --drain with --workers")
-    ring, namespace = _prepare(wiring, needs_keys=settings.in_memory or workers > 0)
     until = Until.ONCE if once else Until.DRAINED if drain else Until.STOPPED
+    ring, databases = _prepare(
+        wiring,
+        needs_keys=settings.in_memory or workers > 0,
+        every=until is not Until.STOPPED,
+    )
     children = 0 if settings.in_memory else workers
-    _loop(_daemon(wiring, ring, namespace, until, children))
+    _loop(_daemon(wiring, ring, databases, until, children))
 
 
 @click.command()
@@ -81,6 +95,7 @@ def run(wiring: Wiring, once: bool, drain: bool, workers: int) -> None:
 def worker(wiring: Wiring, processes: int, child_of: int | None) -> None:
     """Run workers: take what the daemon leased, deliver it, settle.
 
+    --database may be given several times; each is served as if it were alone.
     The first SIGTERM or SIGINT finishes what runs within OUTBOX_GRACE, the second ends now.
     """
     if wiring.settings.in_memory:
@@ -88,16 +103,19 @@ def worker(wiring: Wiring, processes: int, child_of: int | None) -> None:
             "OUTBOX_BROKER_URL is memory://, which lives inside `outbox run`; set it to a redis:// "
             "or amqp:// server to run workers apart"
         )
-    ring, namespace = _prepare(wiring, needs_keys=True)
+    ring, databases = _prepare(wiring, needs_keys=True)
     if processes > 1:
         _loop(_workers(wiring, processes))
     else:
-        _loop(_worker(wiring, ring, namespace, child_of))
+        _loop(_worker(wiring, ring, databases, child_of))
 
 
-def _prepare(wiring: Wiring, *, needs_keys: bool) -> tuple[KeyRing | None, str]:
+def _prepare(
+    wiring: Wiring, *, needs_keys: bool, every: bool = False
+) -> tuple[KeyRing | None, Databases]:
     """Logs, and the proofs that come before the first connection of a loop; returns the keys and
-    the namespace of the messages in the broker."""
+    the databases, of which one may be away unless `every` one is needed."""
+    from outbox.databases import Databases
     from outbox.logs import configure_logs
     from outbox.store.preflight import preflight
 
@@ -107,38 +125,45 @@ def _prepare(wiring: Wiring, *, needs_keys: bool) -> tuple[KeyRing | None, str]:
         wiring.find_processors(settings)  # what cannot be imported is said here, not by children
     configure_logs(settings.log_format, debug=settings.debug)
     ring = settings.key_ring() if settings.secret_key else None
-    namespace = preflight(settings.database, settings.instance, ring, needs_keys=needs_keys)
+    databases = Databases(
+        settings,
+        lambda one: preflight(one.database, one.instance, ring, needs_keys=needs_keys),
+    )
+    databases.prove(every=every)
     if ring is None and needs_keys:
         log.warning("run.no_secret_key", hint="endpoints added later cannot be delivered to")
-    return ring, namespace
+    return ring, databases
 
 
 async def _daemon(
-    wiring: Wiring, ring: KeyRing | None, namespace: str, until: Until, children: int
+    wiring: Wiring, ring: KeyRing | None, databases: Databases, until: Until, children: int
 ) -> None:
-    from outbox.runtime import run_daemon
+    from outbox.runtime import Until, run_daemon
     from outbox.supervisor import Supervisor
 
     settings = wiring.settings
     supervisor = Supervisor(children, _child_environ(wiring))
     stop = _stop_on_signals(supervisor.kill)
-    courier = wiring.open_courier(settings, namespace)
     beside = asyncio.create_task(supervisor.run(stop, _grace_s(settings)))
     try:
         async with wiring.open_transport(settings) as transport:
-            await run_daemon(
-                settings,
-                courier,
-                stop=stop,
-                open_processors=wiring.open_processors if settings.in_memory else None,
-                ring=ring,
-                until=until,
-                transport=transport,
-            )
+
+            async def serve(one: Settings, namespace: str, stop: asyncio.Event) -> None:
+                with closing(wiring.open_courier(one, namespace)) as courier:
+                    await run_daemon(
+                        one,
+                        courier,
+                        stop=stop,
+                        open_processors=wiring.open_processors if one.in_memory else None,
+                        ring=ring,
+                        until=until,
+                        transport=transport,
+                    )
+
+            await databases.serve(serve, stop, again=until is Until.STOPPED)
     finally:
         stop.set()
         await beside
-        courier.close()
 
 
 async def _workers(wiring: Wiring, processes: int) -> None:
@@ -150,7 +175,7 @@ async def _workers(wiring: Wiring, processes: int) -> None:
 
 
 async def _worker(
-    wiring: Wiring, ring: KeyRing | None, namespace: str, parent_pid: int | None
+    wiring: Wiring, ring: KeyRing | None, databases: Databases, parent_pid: int | None
 ) -> None:
     from outbox.runtime import run_worker
     from outbox.supervisor import end_with_parent
@@ -158,12 +183,15 @@ async def _worker(
     stop = _stop_on_signals()
     parent = end_with_parent(parent_pid, stop.set) if parent_pid is not None else stop.wait()
     watching = asyncio.ensure_future(parent)
-    courier = wiring.open_courier(wiring.settings, namespace)
+
+    async def serve(one: Settings, namespace: str, stop: asyncio.Event) -> None:
+        with closing(wiring.open_courier(one, namespace)) as courier:
+            await run_worker(one, courier, wiring.open_processors, stop=stop, ring=ring)
+
     try:
-        await run_worker(wiring.settings, courier, wiring.open_processors, stop=stop, ring=ring)
+        await databases.serve(serve, stop, again=True)
     finally:
         watching.cancel()
-        courier.close()
 
 
 def _grace_s(settings: Settings) -> float:

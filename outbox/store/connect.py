@@ -152,6 +152,14 @@ def _check_url(url: str) -> None:
         ) from error
 
 
+def place_of(url: str) -> str:
+    """Where a database is, for people: `host:port/name`, as far as the URL says it."""
+    _check_url(url)
+    given = conninfo_to_dict(url)
+    where = ":".join(str(given[name]) for name in ("host", "port") if given.get(name))
+    return f"{where}/{given.get('dbname', given.get('user', ''))}"
+
+
 FAILED = (psycopg.Error, OSError)
 """Everything that talking to PostgreSQL raises."""
 
