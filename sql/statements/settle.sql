@@ -67,11 +67,21 @@ told AS (
                           THEN clock.now + make_interval(secs => coalesce(o.delay_s, 0)) END, o.detail::jsonb
     FROM clock, own o
 ),
+-- An event with both keys is written in the order of its ordering key: two settles that use the same
+-- deduplication keys in another order would wait for each other. So these are locked first, in one order.
+once AS MATERIALIZED (
+    SELECT count(pg_catalog.pg_advisory_xact_lock(k.hash)) AS n FROM (
+        SELECT DISTINCT pg_catalog.hashtextextended(
+            coalesce(o.org_id, '') || E'\x01' || (e.value ->> 'dedupe_key'), 7862) AS hash
+        FROM own o CROSS JOIN LATERAL json_array_elements(o.effects::json -> 'emit') e (value)
+        WHERE o.verdict = 'delivered' AND o.effects IS NOT NULL AND e.value ->> 'dedupe_key' IS NOT NULL
+        ORDER BY 1) k
+),
 -- In one order everywhere, since emit locks an ordering key or a deduplication key; but events of one
 -- ordering key in the order in which they were emitted, for that is what the key promises.
 emitted AS MATERIALIZED (
     SELECT o.id, outbox.emit_effect(o.org_id, e.value) AS event_id
-    FROM own o CROSS JOIN LATERAL json_array_elements(o.effects::json -> 'emit') WITH ORDINALITY e (value, n)
+    FROM once CROSS JOIN own o CROSS JOIN LATERAL json_array_elements(o.effects::json -> 'emit') WITH ORDINALITY e (value, n)
     WHERE o.verdict = 'delivered' AND o.effects IS NOT NULL
     ORDER BY o.org_id, e.value ->> 'ordering_key',
              CASE WHEN e.value ->> 'ordering_key' IS NULL THEN e.value ->> 'dedupe_key' END, o.id, e.n

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import psycopg
 import pytest
 
+import outbox
 from outbox.effects import HOPS_MAX, Effects, Emission
 from outbox.outcome import Kind, Outcome
 from outbox.store.attempts import Attempts, StoredSetup
 from outbox.store.statements import statement
 from outbox.store.subscriptions import KindSpec, Rule, add_kind, pause_subscription
 from outbox.work import Work
+from tests.cli.helpers import wait_until
 from tests.engine.engine import Engine
 from tests.engine.running import DELIVERED, Scripted, until, working
 
@@ -249,6 +252,47 @@ def test_events_of_one_key_keep_the_order_in_which_they_were_emitted(engine: Eng
     )))  # fmt: skip
     once = [int(row[3]) for row in events(engine)]
     assert once == [0, 1, 2, 3, 4, 5, 1, 4], "the other delivery's keys are used by then"
+
+
+def test_settles_with_the_same_deduplication_keys_do_not_deadlock(engine: Engine) -> None:
+    """Each writes its first event, then waits for an ordering key that another transaction holds;
+    when that ends, each needs the deduplication key which the other has used."""
+    subscribe(engine)
+    engine.emit(2)
+    leases = engine.leases()
+    engine.take(leases)
+
+    def settle(number: int, url: str) -> None:
+        keys = [("a", "x"), ("c", "y")] if number == 0 else [("b", "y"), ("d", "x")]
+        events = [
+            {"type": "a.b", "payload": number, "ordering_key": order, "dedupe_key": key}
+            for order, key in keys
+        ]
+        delivery, token = leases[number]
+        params = {
+            "now": None, "ids": [delivery], "tokens": [token], "verdicts": ["delivered"],
+            "charged": [True], "reasons": ["x"], "delays_s": [None], "details": [None],
+            "effects": [json.dumps({"emit": events})],
+        }  # fmt: skip
+        with psycopg.connect(url) as connection:
+            connection.execute(statement("settle"), params)
+
+    waiting = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database ="
+        " (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    with psycopg.connect(engine.url) as holder, ThreadPoolExecutor(2) as pool:
+        for order in ("c", "d"):
+            outbox.emit(holder, "a.b", 1, org="acme", ordering_key=order)
+        settled = []
+        for number in range(2):
+            settled.append(pool.submit(settle, number, engine.url))
+            wait_until(lambda n=number: engine.one(waiting) == n + 1)  # type: ignore[misc]
+        holder.commit()
+        for future in settled:
+            future.result(30)
+    assert engine.one("SELECT count(*) FROM outbox.dedupe") == 2
+    assert engine.states() == {}
 
 
 def test_effects_that_postgresql_refuses_undo_their_own_attempt_alone(engine: Engine) -> None:

@@ -18,14 +18,22 @@ DOCUMENTS = (
         (
             statement(
                 "settle",
-                "    FROM own o CROSS JOIN LATERAL json_array_elements(o.effects::json -> 'emit')",
-                "    FROM (SELECT d.org_id, u.* FROM unnest(%(ids)s::uuid[], %(verdicts)s::text[],"
+                "FROM once CROSS JOIN own o"
+                " CROSS JOIN LATERAL json_array_elements(o.effects::json -> 'emit')",
+                "FROM (SELECT d.org_id, u.* FROM unnest(%(ids)s::uuid[], %(verdicts)s::text[],"
                 " %(effects)s::text[]) u (id, verdict, effects)"
                 " JOIN outbox.delivery d ON d.id = u.id) o"
                 " CROSS JOIN LATERAL json_array_elements(o.effects::json -> 'emit')",
             ),
         ),
         (_KINDS + "who_lost_its_lease_brings_about_nothing",),
+    ),
+    Mutant(
+        "effects-in-any-order",
+        "settles use deduplication keys in an order of their own, and wait for each other",
+        "no deadlock",
+        (statement("settle", "FROM once CROSS JOIN own o", "FROM own o"),),
+        (_KINDS + "settles_with_the_same_deduplication_keys_do_not_deadlock",),
     ),
     Mutant(
         "effects-of-failures",
