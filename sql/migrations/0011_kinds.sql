@@ -398,8 +398,8 @@ ALTER TABLE outbox.journal ADD CONSTRAINT journal_fact_check CHECK (fact IN (
 
 -- -- progress ------------------------------------------------------------------------------------
 
--- What running attempts tell. Nothing is lost with it, so it is not logged.
-CREATE UNLOGGED TABLE outbox.progress (
+-- What running attempts tell.
+CREATE TABLE outbox.progress (
     delivery_id uuid PRIMARY KEY,
     percent     double precision CHECK (percent BETWEEN 0 AND 100),
     note        text,
