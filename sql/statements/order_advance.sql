@@ -24,8 +24,10 @@ signal AS MATERIALIZED (
 ),
 first AS MATERIALIZED (
     SELECT d.*, s.order_mode,
-           d.held_reason IS NOT DISTINCT FROM 'order' AND s.order_mode IS DISTINCT FROM 'share' AND EXISTS (
-               SELECT FROM outbox.pending p WHERE p.org = coalesce(d.org_id, '') AND p.id < d.event_id) AS gated,
+           -- By order, so that only the index of organizations serves, whatever the statistics say.
+           d.held_reason IS NOT DISTINCT FROM 'order' AND s.order_mode IS DISTINCT FROM 'share' AND coalesce((
+               SELECT p.id FROM outbox.pending p WHERE p.org >= coalesce(d.org_id, '') AND p.org <= coalesce(d.org_id, '')
+               ORDER BY p.org, p.id LIMIT 1) < d.event_id, false) AS gated,
            coalesce(s.order_mode, 'skip') NOT IN ('skip', 'share') AND EXISTS (
                SELECT FROM outbox.dead_letter l WHERE l.subscription_id = d.subscription_id
                AND l.order_key = d.order_key AND l.event_id < d.event_id AND l.reason <> 'expired') AS barred

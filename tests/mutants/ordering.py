@@ -63,7 +63,7 @@ ORDERING = (
         "turn-before-routed",
         "a key's next delivery has its turn though an earlier event is still to be routed",
         "I8",
-        (statement("order_advance", "AND p.id < d.event_id) AS gated", "AND p.id < 0) AS gated"),),
+        (statement("order_advance", "< d.event_id, false) AS gated", "< 0, false) AS gated"),),
         (_ORDER + "an_event_waits_for_earlier_ones_that_are_not_routed",),
     ),
     Mutant(
