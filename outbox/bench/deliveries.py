@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from outbox.bench.feed import Tally
 from outbox.bench.nginx import start_nginx
 from outbox.bench.program import Program
-from outbox.bench.rates import Load, Rates, Tally
+from outbox.bench.rates import Load, Rates
 from outbox.bench.report import Found, Goal
 from outbox.bench.rig import HOST, Rig
 from outbox.errors import ConfigurationError
@@ -84,10 +85,10 @@ def receive(rig: Rig, *, times: bool = False) -> tuple[int, str, Tally | None]:
     return port, "own, one process", lambda: receiver.ask({})
 
 
-def add_receiver(rig: Rig, port: int) -> None:
-    """An endpoint with default options."""
-    rig.set(egress_ports=frozenset({port}))
-    spec = EndpointSpec(url=f"http://{HOST}:{port}/hook", org_id=ORG, rule=Rule(ALL, retry=RETRY))
+def add_receiver(rig: Rig, port: int, org: str = ORG) -> None:
+    """An endpoint of an organization, with default options."""
+    rig.set(egress_ports=rig.settings.egress_ports | {port})
+    spec = EndpointSpec(url=f"http://{HOST}:{port}/hook", org_id=org, rule=Rule(ALL, retry=RETRY))
     with connect(rig.url, autocommit=True) as connection:
         add_endpoint(connection, spec, rig.settings.key_ring())
 

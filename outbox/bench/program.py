@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from outbox.bench.usage import cpu_s, rss_mb_max
+from outbox.bench.usage import rss_mb_max
 from outbox.errors import OutboxError
 
 ANSWER_S_MAX = 60.0
@@ -46,11 +46,6 @@ class Program:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
-
-    @property
-    def cpu_s(self) -> float | None:
-        """Seconds of processor time, with its children."""
-        return cpu_s(self.pid)
 
     @property
     def rss_mb_max(self) -> float | None:

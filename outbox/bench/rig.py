@@ -154,12 +154,12 @@ class Rig:
 
     def used(self) -> dict[str, float]:
         """Seconds of processor time so far, by part, as far as they can be read."""
-        parts = {
-            "postgresql": cpu_s(self.postgres.pid if self.postgres else None),
-            "redis": cpu_s(self.redis.pid if self.redis else None),
+        pids = {
+            "postgresql": self.postgres.pid if self.postgres else None,
+            "redis": self.redis.pid if self.redis else None,
+            **{name: program.pid for name, program in self.programs.items()},
         }
-        parts |= {name: program.cpu_s for name, program in self.programs.items()}
-        return {name: value for name, value in parts.items() if value is not None}
+        return cpu_s(pids)
 
     def conditions(self) -> dict[str, Any]:
         """The versions and settings of the servers."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from outbox.bench import capture, deliveries, idle, latency
+from outbox.bench import backlog, capture, deliveries, endurance, fresh, held, idle, latency, scale
 from outbox.bench.report import Found, Goal, Result, machine
 from outbox.bench.rig import Asked, Rig, Specify, open_rig
 from outbox.errors import NotFound
@@ -79,6 +79,55 @@ SCENARIOS = (
         about_s=60,
         about_s_quick=15,
         broker=False,
+    ),
+    Scenario(
+        "latency-backlog",
+        "p99 from commit to receiver beside another organization's backlog of 1,000,000",
+        Goal(250, "ms", at_least=False),
+        fresh.latency_backlog,
+        about_s=300,
+        about_s_quick=25,
+    ),
+    Scenario(
+        "backlog",
+        "p99 of a claim and of a lease in a backlog of 10,000,000 against one of 10,000",
+        Goal(2, "of the p99 in a small backlog", at_least=False),
+        backlog.backlog,
+        about_s=900,
+        about_s_quick=30,
+        broker=False,
+    ),
+    Scenario(
+        "held-snapshot",
+        "p99 at 800 a second while somebody holds a snapshot against the p99 without",
+        Goal(1.1, "of the p99 without", at_least=False),
+        lambda rig, goal: held.held(rig, goal, held.snapshot),
+        about_s=1230,
+        about_s_quick=60,
+    ),
+    Scenario(
+        "held-writer",
+        "the same while a writer that has emitted an event does not commit",
+        Goal(1.1, "of the p99 without", at_least=False),
+        lambda rig, goal: held.held(rig, goal, held.writer),
+        about_s=1230,
+        about_s_quick=60,
+    ),
+    Scenario(
+        "sustained",
+        "p99 at 60 % of the peak for ten minutes, without growth of memory and tables",
+        Goal(250, "ms", at_least=False),
+        endurance.sustained,
+        about_s=640,
+        about_s_quick=35,
+    ),
+    Scenario(
+        "scale-out",
+        "the lowest rate of 2, 4 and 8 relays and workers against that of one of each",
+        Goal(1, "of the rate with one"),
+        scale.scale_out,
+        about_s=90,
+        about_s_quick=35,
     ),
     Scenario(
         "idle",

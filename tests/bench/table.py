@@ -73,7 +73,8 @@ def beside(detail: dict[str, Any]) -> str:
             f" 50 lines p50 {number(alone['rows_50_ms']['p50'])} ms"
         )
     if half := detail.get("p50_ms"):
-        told.append(f"p50 {number(half['median'])} ms (goal {number(half['goal'])})")
+        goal = f" (goal {number(half['goal'])})" if "goal" in half else ""
+        told.append(f"p50 {number(half['median'])} ms{goal}")
     if counted := detail.get("statements_per_s"):
         told.append(f"{number(counted['daemon'])} statements/s (goal < {number(counted['goal'])})")
     if "asleep_per_s" in detail:
@@ -82,7 +83,34 @@ def beside(detail: dict[str, Any]) -> str:
             f" {number(detail['without_per_s']['median'])}/s;"
             f" {number(detail['asleep_per_s'])}/s while every commit rings"
         )
-    return "; ".join(told)
+    return "; ".join(told + under_load(detail))
+
+
+def under_load(detail: dict[str, Any]) -> list[str]:
+    """What was seen of backlogs, of what is held open, of what lasts, of many processes."""
+    told = []
+    if drained := detail.get("backlog_per_s"):
+        told.append(f"{detail['samples']} fresh beside {number(drained['median'])}/s")
+    if ratios := detail.get("ratios"):
+        by_name = (f"{k} {number(v['median'])}" for k, v in ratios.items())
+        plan = "the same" if detail["same_plan"]["met"] else "not the same"
+        told.append(f"{', '.join(by_name)}; plans {plan}")
+    if throughput := detail.get("throughput_ratio"):
+        with_it, without = detail["held"], detail["without"]
+        told.append(
+            f"p99 {number(with_it['p99_ms'])} ms against {number(without['p99_ms'])} ms;"
+            f" throughput {number(throughput['median'])} of that without; the rest was gone"
+            f" {number(detail['backlog_gone_s']['max'])} s after the release"
+        )
+    if tables := detail.get("tables"):
+        grown = (f"{k} {number(v['grown'])}" for k, v in detail["memory_mb"].items())
+        most = (f"{k} {number(v['bytes_max'] / 1e6)} of {number(v['bound'] / 1e6)}"
+                for k, v in tables.items())  # fmt: skip
+        told.append(f"MB grown: {', '.join(grown)}; MB of tables at most: {', '.join(most)}")
+        told.append(f"{number(detail['log_bytes_each'])} bytes of log each")
+    if rates := detail.get("rate_per_s"):
+        told.append(", ".join(f"{k[3:]}: {number(v['median'])}/s" for k, v in rates.items()))
+    return told
 
 
 def main(options: list[str]) -> None:

@@ -19,6 +19,7 @@ import pytest
 from psycopg.rows import scalar_row
 
 import cli
+from outbox.bench import backlog, endurance, scale
 from outbox.bench.books import Counts
 from outbox.bench.report import Found, Goal, Result, percentile, slope, spread
 from outbox.bench.scenarios import SCENARIOS
@@ -96,6 +97,11 @@ def test_each_message_is_counted_and_a_server_that_is_given_is_left_as_it_was(
         ("latency", (), {"p50_ms", "p99_ms"}),
         ("capture-commit", (), {"ratio", "with_capture_per_s", "asleep_per_s", "counts"}),
         ("idle", (), {"cpu_percent", "statements_per_s"}),
+        ("latency-backlog", ("--events", "200"), {"p99_ms", "samples", "backlog_per_s", "counts"}),
+        ("backlog", ("--events", "20000"), {"ratios", "p99_ms_by_depth", "same_plan", "samples"}),
+        ("held-snapshot", ("--events", "100"), {"ratio", "throughput_ratio", "backlog_gone_s"}),
+        ("held-writer", ("--events", "100"), {"ratio", "throughput_ratio", "late_event_s"}),
+        ("sustained", ("--events", "100"), {"sustained", "memory_mb", "tables", "log_bytes_each"}),
     ],
 )
 def test_a_scenario_tells_what_its_page_says(
@@ -188,6 +194,35 @@ def test_a_backlog_that_grows_has_its_slope() -> None:
 def test_the_spread_names_median_and_extremes() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"median": 2, "min": 1, "max": 3, "all": [3, 1, 2]}
     assert [percentile([4.0, 1.0, 3.0, 2.0], share) for share in (0.5, 0.99)] == [2, 4]
+
+
+def test_where_cores_were_left_more_processes_must_be_faster() -> None:
+    rising = {1: 1.0, 2: 1.5, 4: 1.4, 8: 1.3}
+    assert scale.falls(rising, {1: 2.0, 2: 3.9, 4: 4.0, 8: 4.0}, cores=4) == []
+    assert scale.falls(rising, {1: 2.0, 2: 2.5, 4: 3.0, 8: 4.0}, cores=4) == [4, 8]
+
+
+def test_memory_may_grow_until_a_quarter_has_passed() -> None:
+    assert endurance.grown_mb([50.0, 60.0, 61.0, 61.0])["grown"] == 1
+    assert endurance.grown_mb([50.0, 60.0, 68.0, 68.0])["met"]
+    assert not endurance.grown_mb([50.0, 60.0, 68.5, 61.0])["met"]
+
+
+def test_a_table_whose_places_are_used_again_stays_within_two_turns_of_autovacuum() -> None:
+    """At 1,000 a second and a turn a minute, of ten minutes."""
+    bound = endurance.bound_bytes("pending", 0, 1_000.0, 60)
+    two_turns, ten_turns = (n * 60_000 * endurance.ROW_BYTES["pending"] for n in (2, 10))
+    assert two_turns < bound < ten_turns / 3
+    assert endurance.bound_bytes("node", 8192, 1_000.0, 60) == 8192 + endurance.OTHERS_BYTES_MAX
+
+
+def test_plans_are_alike_by_what_they_do_not_by_what_they_are_thought_to_cost() -> None:
+    def plan(index: str, cost: float) -> dict[str, Any]:
+        scan = {"Node Type": "Index Scan", "Index Name": index, "Total Cost": cost}
+        return {"Node Type": "Limit", "Total Cost": cost, "Plans": [scan]}
+
+    assert backlog.shape(plan("pending_org", 1.0)) == backlog.shape(plan("pending_org", 9.0))
+    assert backlog.shape(plan("pending_org", 1.0)) != backlog.shape(plan("pending_pkey", 1.0))
 
 
 @pytest.mark.parametrize(
