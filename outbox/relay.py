@@ -12,6 +12,8 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
 
 import structlog
 
@@ -136,37 +138,35 @@ class Relay:
 
     async def _look(self, dispatch: Dispatch, now: float) -> Tick | None:
         """The periodic look: expired leases, late commits, the floor."""
-        rhythm = self._rhythm
-        if now - rhythm.looked_at < self._config.look_s:
+        rhythm, config = self._rhythm, self._config
+        if now - rhythm.looked_at < config.look_s:
             return None
         rhythm.looked_at = now
-        tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring, scheduled=True)
+        look = {"scheduled": True, "since_s": rhythm.leases_since(now)}
+        tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring, **look)
         rhythm.quiet = rhythm.asked_to_ring and tick.bell_was == 2 and not tick.work
         rhythm.expect_due(now, scheduled=tick.scheduled)
         if tick.expired:
             rhythm.due_at = now
-            expired = await dispatch.expire(self._config.batch, self._config.expiries_max)
+            expired = await dispatch.expire(config.batch, config.expiries_max, look["since_s"])
             self._broker.window.unstarted_expired(expired.unstarted)
-            log.info(
-                "relay.leases_expired",
-                started=expired.started,
-                unstarted=expired.unstarted,
-                dead=expired.dead,
-            )
+            log.info("relay.leases_expired", **asdict(expired))
+        else:  # also none that expire() could not have: locked, or beyond its batch
+            rhythm.leases_seen(now, look["since_s"])
         if self._floor.must_sweep(now, Snapshot.parse(tick.snapshot)):
             await self._sweep(dispatch)
-        if now - rhythm.tended_at >= self._config.tend_s:
+        if now - rhythm.tended_at >= config.tend_s:
             rhythm.tended_at = now
             await self._tend(dispatch)
             await self._advance(dispatch, None)
         return tick
 
-    async def _tick(self, dispatch: Dispatch, *, asleep: bool, scheduled: bool = False) -> Tick:
+    async def _tick(self, dispatch: Dispatch, *, asleep: bool, **look: Any) -> Tick:
         """Look, and say whether to ring: asleep 2, awake 1 where it says something else, since a
         relay that polls makes every ring a waste."""
         rhythm = self._rhythm
         bell = 2 if asleep else 1 if rhythm.bell != 1 else None
-        tick = await dispatch.tick(self._floor.value, bell, scheduled=scheduled)
+        tick = await dispatch.tick(self._floor.value, bell, **look)
         rhythm.bell = bell or tick.bell_was
         rhythm.signalled |= tick.signalled
         return tick

@@ -17,6 +17,13 @@ SIGNAL_S = 5.0
 """Signals of ordered keys are read this far back, as far as the tick looks; older ones, by a
 transaction that was slow to commit, with every tend."""
 
+LEASES_S = 2.0
+"""Leases that run out are looked for from this long before the last look that found none: while
+somebody holds a snapshot, every row that has died stands in the same index and is passed."""
+
+ALL_LEASES_S = 300.0
+"""So often all leases are looked at, for what a clock that was set or a slow commit hid."""
+
 FRESH_S = 2.0
 """Fresh work flows if some was leased so lately."""
 
@@ -71,6 +78,8 @@ class Rhythm:
     due_at: float = 0.0
     looked_at: float = 0.0
     tended_at: float = 0.0
+    leases_at: float = 0.0
+    all_leases_at: float = -math.inf
     poll_s: float = 0.001
     lane_from: int = 0
     org_from: str = ""
@@ -87,6 +96,18 @@ class Rhythm:
     fresh_at: float = -1e9
     later_at: float = 0.0
     ordered_until: float = 0.0
+
+    def leases_since(self, now: float) -> float | None:
+        """How far back to look for leases that ran out, in seconds; None is all."""
+        if now - self.all_leases_at >= ALL_LEASES_S:
+            return None
+        return now - self.leases_at + LEASES_S
+
+    def leases_seen(self, now: float, since_s: float | None) -> None:
+        """No lease had run out at `now`, as far back as was asked."""
+        self.leases_at = now
+        if since_s is None:
+            self.all_leases_at = now
 
     def expect_due(self, now: float, *, scheduled: bool) -> None:
         """Whether anything has a due time at all: until something has, nothing is asked."""

@@ -183,9 +183,16 @@ class Dispatch:
         )
         return Leased(split_ids(row[0]), row[2], row[3], row[4], row[5])
 
-    async def expire(self, rows_max: int, expiries_max: int) -> Expired:
-        """Take back leases that ran out."""
-        params = {"now": self._now(), "rows_max": rows_max, "expiries_max": expiries_max}
+    async def expire(
+        self, rows_max: int, expiries_max: int, since_s: float | None = None
+    ) -> Expired:
+        """Take back leases that ran out; `since_s` looks only at those of the last seconds."""
+        params = {
+            "now": self._now(),
+            "since_s": since_s,
+            "rows_max": rows_max,
+            "expiries_max": expiries_max,
+        }
         return Expired(*await self._one("expire_leases", params))
 
     async def tend(self, rows_max: int) -> int:
@@ -205,10 +212,19 @@ class Dispatch:
         """Give back unstarted leases at once."""
         await self._connection.run("release", {"token": token, "ids": list(ids)})
 
-    async def tick(self, floor: int, bell: int | None = None, *, scheduled: bool = False) -> Tick:
+    async def tick(
+        self,
+        floor: int,
+        bell: int | None = None,
+        *,
+        scheduled: bool = False,
+        since_s: float | None = None,
+    ) -> Tick:
         """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring; `scheduled`
-        also looks for deliveries with a due time."""
-        row = await self._one("tick", {"floor": floor, "bell": bell, "scheduled": scheduled})
+        also looks for deliveries with a due time, and for leases that ran out, where `since_s` is
+        given only for those of the last seconds."""
+        params = {"floor": floor, "bell": bell, "scheduled": scheduled, "since_s": since_s}
+        row = await self._one("tick", params)
         return Tick(*row[:7])
 
     async def disable_slow_filters(self, floor: int) -> list[int]:

@@ -2,6 +2,7 @@
 -- against its own limit, so that a delivery that kills its worker cannot do so for ever.
 --
 -- now           timestamptz or null
+-- since_s       float8 or null: only leases that ran out so lately; null means all
 -- rows_max      int
 -- expiries_max  int: started leases that may run out in one budget
 -- One row: started, unstarted, dead (counts)
@@ -9,12 +10,14 @@
 -- A `lease_expired` fact is charged where the lease had started; the last one, which kills, is the
 -- `dead` fact itself.
 WITH clock AS MATERIALIZED (
-    SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
+    SELECT c.now, coalesce(c.now - make_interval(secs => %(since_s)s::float8), '-infinity') AS since,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
+    FROM (SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now) c
 ),
 ended AS MATERIALIZED (
     SELECT d.*, d.started_at IS NOT NULL AS started FROM outbox.delivery d
     WHERE d.state = 'leased' AND d.lease_until AT TIME ZONE 'UTC' <= (SELECT now FROM clock) AT TIME ZONE 'UTC'
+      AND d.lease_until AT TIME ZONE 'UTC' > (SELECT since FROM clock) AT TIME ZONE 'UTC'
     ORDER BY d.lease_until AT TIME ZONE 'UTC' LIMIT %(rows_max)s::int
     FOR UPDATE SKIP LOCKED
 ),

@@ -172,9 +172,19 @@ class Engine:
         return [(delivery_id, token) for delivery_id in leased.ids]
 
     def expire(
-        self, now: datetime | None = None, *, rows_max: int = 1000, expiries_max: int = 3
+        self,
+        now: datetime | None = None,
+        *,
+        rows_max: int = 1000,
+        expiries_max: int = 3,
+        since_s: float | None = None,
     ) -> Expired:
-        params = {"now": now, "rows_max": rows_max, "expiries_max": expiries_max}
+        params = {
+            "now": now,
+            "since_s": since_s,
+            "rows_max": rows_max,
+            "expiries_max": expiries_max,
+        }
         return Expired(*self._row("expire_leases", params))
 
     def tend(self, now: datetime | None = None, rows_max: int = 1000) -> int:

@@ -49,7 +49,7 @@ async def relaying(
     watched = Watched(url, **config)
     plain = Dispatch.tick
 
-    async def tick(self: Dispatch, floor: int, bell: int | None = None, **asked: bool) -> Tick:
+    async def tick(self: Dispatch, floor: int, bell: int | None = None, **asked: Any) -> Tick:
         found = await plain(self, floor, bell, **asked)
         watched.ticks.append(found)
         if bell == 2:

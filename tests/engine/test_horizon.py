@@ -77,7 +77,7 @@ class Log:
 
     # -- as the relay's Dispatch ---------------------------------------------------------------
 
-    async def tick(self, floor: int, bell: int | None = None, *, scheduled: bool = False) -> Tick:
+    async def tick(self, floor: int, bell: int | None = None, **_look: Any) -> Tick:
         running = self.running()
         snapshot = f"{min([*running, self.next_xid])}:{self.next_xid}:{','.join(map(str, running))}"
         above = any(event > floor for event in self.pending)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from outbox.rhythm import ALL_LEASES_S, LEASES_S, Rhythm
 from outbox.store.dispatch import Claim
 from tests.engine.engine import LEASE_S, Engine, seconds
 
@@ -73,3 +74,26 @@ def test_leases_are_taken_back_in_batches_oldest_first(engine: Engine) -> None:
     assert engine.expire(now + AFTER + seconds(5), rows_max=1).unstarted == 1
     assert engine.delivery(first[0][0])["state"] == "scheduled"
     assert engine.delivery(second[0][0])["state"] == "leased"
+
+
+def test_a_relay_looks_back_as_far_as_the_last_look_that_found_nothing() -> None:
+    """What was locked, or more than a batch, is found by the next looks however long it lasts."""
+    rhythm = Rhythm(0.0)
+    assert rhythm.leases_since(100.0) is None
+    rhythm.leases_seen(100.0, None)
+    assert rhythm.leases_since(100.25) == 0.25 + LEASES_S
+    assert rhythm.leases_since(130.0) == 30.0 + LEASES_S  # looks that found something
+    rhythm.leases_seen(130.0, 30.0 + LEASES_S)
+    assert rhythm.leases_since(130.25) == 0.25 + LEASES_S
+    assert rhythm.leases_since(100.0 + ALL_LEASES_S) is None
+
+
+def test_of_leases_that_ran_out_only_the_late_ones_are_taken_back_where_so_asked(
+    engine: Engine,
+) -> None:
+    engine.subscribe()
+    engine.emit()
+    engine.leases()
+    later = engine.now() + seconds(LEASE_S + 60)
+    assert engine.expire(later, since_s=10.0).unstarted == 0
+    assert engine.expire(later, since_s=90.0).unstarted == 1

@@ -15,7 +15,7 @@ from psycopg import sql
 
 from outbox.store.dispatch import ID_MAX
 from outbox.store.statements import statement
-from tests.engine.engine import Engine
+from tests.engine.engine import Engine, another
 
 BATCH = 50
 LEASES = {"now": None, "token": 7, "lease_s": 30.0, "window": BATCH}
@@ -139,8 +139,8 @@ STATEMENTS: dict[str, dict[str, Any]] = {
         "now": None, "tokens": [7] * BATCH, "told": [True] * BATCH, "percents": [1.0] * BATCH,
         "notes": ["x"] * BATCH, "metadata": ["{}"] * BATCH, "over": [],
     },
-    "expire_leases": {"now": None, "rows_max": BATCH, "expiries_max": 5},
-    "tick": {"floor": 0, "bell": None, "scheduled": True},
+    "expire_leases": {"now": None, "since_s": None, "rows_max": BATCH, "expiries_max": 5},
+    "tick": {"floor": 0, "bell": None, "scheduled": True, "since_s": 2.0},
     "owed_now": {},
 }  # fmt: skip
 
@@ -208,6 +208,32 @@ def test_a_key_that_many_wait_for_costs_the_same(engine: Engine) -> None:
         engine._locked("order_advance", advance)
     for name, (small, large) in cost.items():
         assert large <= 2 * small + 20, f"{name}: {small} blocks, then {large}"
+
+
+def test_leases_that_ended_cost_nothing_while_somebody_holds_a_snapshot(backlog: Backlog) -> None:
+    """Their rows stay in the indexes, and grow more all the time."""
+    backlog.grow(1_000)
+    looks = {name: STATEMENTS[name] | {"since_s": 2.0} for name in ("tick", "expire_leases")}
+
+    def cost() -> dict[str, int]:
+        return {n: touched(backlog.explain(backlog.prepare(n), p)) for n, p in looks.items()}
+
+    before = cost()
+    with another(backlog.engine.url) as holder:
+        holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        holder.execute("SELECT count(*) FROM outbox.subscription")
+        for at in ("- interval '1 h'", "+ interval '29 s'"):
+            backlog.engine.run(
+                "INSERT INTO outbox.delivery (id, event_id, event_slot, subscription_id, revision,"
+                " lane, org_id, state, due_at, token, lease_until)"
+                " SELECT gen_random_uuid(), d.event_id, 0, d.subscription_id, 1, d.lane, d.org_id,"
+                f" 'leased', now(), 8, now() {at} FROM generate_series(1, 10000),"
+                " (SELECT * FROM outbox.delivery LIMIT 1) d"
+            )
+            backlog.engine.run("DELETE FROM outbox.delivery WHERE token = 8")
+        after = cost()
+    for name, blocks in after.items():
+        assert blocks <= 2 * before[name] + 20, f"{name}: {before[name]} blocks, then {blocks}"
 
 
 @pytest.mark.parametrize("name", ["take", "settle", "extend"])

@@ -242,7 +242,9 @@ def test_a_loop_finds_the_pooler_out_and_leaves_its_sessions_as_they_were(
     async def look(url: str) -> tuple[bool, int | None, set[str]]:
         connection = await connect_hot(url, "relay")
         async with connection.raw:
-            await connection.run("tick", {"floor": 0, "bell": None, "scheduled": True})
+            await connection.run(
+                "tick", {"floor": 0, "bell": None, "scheduled": True, "since_s": None}
+            )
             await connection.run("dispatch_lock", {}, lock="dispatch_lock", limit_ms=500)
             names = ("enable_seqscan", "statement_timeout", "lock_timeout", "search_path")
             found = set()

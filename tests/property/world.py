@@ -247,7 +247,12 @@ class World:
         return _leases(self.step(lambda c: locked(c, "lease_due", params), spec, fate, who), token)
 
     def expire(self, fate: Fate = Fate.DONE, who: int = 0, rows_max: int = 1000) -> None:
-        params = {"now": None, "rows_max": rows_max, "expiries_max": EXPIRIES_MAX}
+        params = {
+            "now": None,
+            "since_s": None,
+            "rows_max": rows_max,
+            "expiries_max": EXPIRIES_MAX,
+        }
 
         def spec(before: Snapshot, after: Snapshot, rows: list[Row]) -> Spec:
             [row] = rows
