@@ -7,7 +7,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 EXTRAS := dev,embedded
 UV := uv>=0.13,<1
-CODE := outbox processors cli.py tests
+CODE := outbox processors cli.py tests bench
 PYTEST_ARGS ?=
 # The same examples in every run: what fails here fails because of a change. Nights draw new ones.
 SEED ?=
@@ -70,6 +70,10 @@ test-chaos: $(STAMP) ## Faults in real processes and servers, for half an hour; 
 bench-table: $(STAMP) ## Measure every scenario of the bench, write docs/bench.md; BENCH_ARGS=--quick
 	$(PYTHON) -m tests.bench.table $(BENCH_ARGS)
 
+.PHONY: bench-peers
+bench-peers: $(STAMP) ## Outbox and other job queues beside each other (bench/); PEERS_ARGS=--quick
+	$(PYTHON) -m bench.peers $(PEERS_ARGS)
+
 .PHONY: test-mutants
 test-mutants: $(STAMP) ## Break the engine in every stated way: a test fails for each (docs/mutants.md)
 	$(PYTHON) -m tests.mutants.run --write
@@ -103,8 +107,8 @@ lock: $(STAMP) ## Write constraints.txt anew: the newest versions that fit pypro
 
 .PHONY: clean
 clean: ## Remove the environment, caches and builds
-	rm -rf $(VENV) __pycache__ dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
-	find $(wildcard outbox processors tests) -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) bench/.venv bench/peers/node_modules __pycache__ dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	find $(wildcard outbox processors tests bench/peers) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What builds the project, and dkimpy, which comes as source, is installed first, locked: building needs
 # nothing from outside the lock. The stamp is written last: an interrupted setup starts again.
