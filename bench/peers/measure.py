@@ -24,7 +24,7 @@ from bench.peers.adapters.job import Order
 from bench.peers.results import Kind, Run
 from bench.peers.systems import ROOT, Peer
 from outbox.bench import books, deliveries
-from outbox.bench.rates import Tally
+from outbox.bench.feed import Tally
 from outbox.bench.rig import HOST, Asked, Rig, Specify, open_rig
 from outbox.errors import LossDetected, OutboxError
 from outbox.store.connect import connect
@@ -134,7 +134,8 @@ def _load(peer: Peer, environ: tuple[str, ...]) -> None:
 
 
 def _spent(rig: Rig, workers: Sequence[str]) -> dict[str, float]:
-    return {"worker": sum(rig.programs[name].cpu_s or 0.0 for name in workers)}
+    used = rig.used()
+    return {"worker": sum(used[name] for name in workers)}
 
 
 def _end(rig: Rig, name: str) -> None:
