@@ -67,7 +67,7 @@ test-chaos: $(STAMP) ## Faults in real processes and servers, for half an hour; 
 	$(PYTHON) -m tests.chaos --write $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
 .PHONY: bench-table
-bench-table: $(STAMP) ## Measure every scenario of the bench, write docs/bench.md; BENCH_ARGS=--quick
+bench-table: $(STAMP) ## Measure every scenario of the bench, write docs/bench.md; BENCH_ARGS=--quick, '--at-most S'
 	$(PYTHON) -m tests.bench.table $(BENCH_ARGS)
 
 .PHONY: bench-peers

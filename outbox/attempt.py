@@ -13,6 +13,7 @@ import orjson
 
 from outbox.effects import HOPS_HEADER, Effects, Emission, hops_of
 from outbox.outcome import Kind, Outcome
+from outbox.pulse import Pulse
 from outbox.store.attempts import Settlement, Taken
 from outbox.verdict import INTERNAL_DELAY, RELEASED, Verdict, judge, policy_of
 from outbox.work import Endpoint, Setup, Work
@@ -53,6 +54,7 @@ def work_of(taken: Taken, endpoint: Endpoint | None = None, setup: Setup | None 
         original_id=taken.original_id,
         kind=taken.kind,
         setup=setup,
+        pulse=None if setup is None else Pulse(),
     )
 
 

@@ -73,6 +73,15 @@ class Floor:
             self._swept_at = now
         return due
 
+    def swept(self, id_max: int | None, *, all_of_it: bool) -> bool:
+        """A sweep in order claimed what had appeared up to `id_max`; if that was not all of it, the
+        floor falls there, and true is returned."""
+        if all_of_it or id_max is None:
+            return False
+        self.value = id_max
+        self._ahead.clear()  # what was reached lies behind what is now to be claimed
+        return True
+
 
 QUEUE_S = 0.05
 """How long a delivery may wait in the broker when workers keep up: bounds what one organization's

@@ -8,7 +8,6 @@ Shared by the event loop and the thread that performs; owns no connection. Who w
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ class Pulse:
         self.metadata: dict[str, Any] = {}
         self._progress: tuple[float | None, str | None] = (None, None)
         self._told = News()
-        self._called_off = threading.Event()
+        self._called_off = False
 
     def tell(self, percent: float | None, note: str | None) -> None:
         """Say how far it is."""
@@ -40,12 +39,12 @@ class Pulse:
 
     def call_off(self) -> None:
         """Say that nobody waits for it any more."""
-        self._called_off.set()
+        self._called_off = True
 
     @property
     def called_off(self) -> bool:
         """Whether it is to end."""
-        return self._called_off.is_set()
+        return self._called_off
 
     def news(self) -> News | None:
         """What is new since the last time, or None. What cannot be written as JSON, or is larger

@@ -153,13 +153,13 @@ class Relay:
             log.info("relay.leases_expired", **asdict(expired))
         else:  # also none that expire() could not have: locked, or beyond its batch
             rhythm.leases_seen(now, look["since_s"])
-        if self._floor.must_sweep(now, Snapshot.parse(tick.snapshot)):
-            await self._sweep(dispatch)
+        sweep = self._floor.must_sweep(now, Snapshot.parse(tick.snapshot))
+        fell = sweep and await self._sweep(dispatch)
         if now - rhythm.tended_at >= config.tend_s:
             rhythm.tended_at = now
             await self._tend(dispatch)
             await self._advance(dispatch, None)
-        return tick
+        return None if fell else tick  # which looked above the floor as it was
 
     async def _tick(self, dispatch: Dispatch, *, asleep: bool, **look: Any) -> Tick:
         """Look, and say whether to ring: asleep 2, awake 1 where it says something else, since a
@@ -192,12 +192,12 @@ class Relay:
         while await dispatch.tend(self._config.batch) >= self._config.batch:
             pass
 
-    async def _sweep(self, dispatch: Dispatch) -> None:
-        while True:
-            claim = Claim(self._config.batch, floor=0, ceiling=self._floor.value)
-            routed = await self._claim(dispatch, claim, self._broker.room())
-            if routed.events < self._config.batch:
-                return
+    async def _sweep(self, dispatch: Dispatch) -> bool:
+        """Claim what appeared below the floor. More than a batch is a backlog like any other, which
+        must not hide other organizations' events: the floor falls to it, and true is returned."""
+        claim = Claim(self._config.batch, floor=0, ceiling=self._floor.value)
+        routed = await self._claim(dispatch, claim, self._broker.room())
+        return self._floor.swept(routed.id_max, all_of_it=routed.events < self._config.batch)
 
     async def _route(self, dispatch: Dispatch, room: int, tick: Tick | None) -> int:
         """Route one batch; returns the number of events."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
 from outbox.outcome import Kind, Outcome
@@ -54,16 +54,14 @@ class Watch:
             return float("inf")
         return self._looked_at + WATCH_S
 
-    def begun(self, taken: Taken, work: Work) -> Work:
-        """Watch an attempt that begins now, where it may last; returns what its processor gets."""
-        if work.setup is None:
-            return work
+    def begun(self, taken: Taken, work: Work) -> None:
+        """Watch an attempt that begins now, where it may last."""
+        if work.pulse is None:
+            return
         if self.at == float("inf"):
             self._looked_at = self._clock()
             self._wake()
-        pulse = Pulse()
-        self._watched[taken.id] = _Watched(taken.token, pulse, self._clock())
-        return replace(work, pulse=pulse)
+        self._watched[taken.id] = _Watched(taken.token, work.pulse, self._clock())
 
     def ended(self, settlement: Settlement) -> None:
         """An attempt ended. What it told stays while the delivery is tried again."""

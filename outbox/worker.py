@@ -320,7 +320,8 @@ class Worker:
         if hops_of(work.headers) > HOPS_MAX:
             return Outcome(Kind.REJECTED, "too_many_hops")
         faults.passing("before", "request")
-        outcome = await in_time(processor, self._watch.begun(taken, work))
+        self._watch.begun(taken, work)
+        outcome = await in_time(processor, work)
         faults.passing("after", "request")
         return outcome
 

@@ -191,6 +191,40 @@ def test_the_floor_rises_under_steady_traffic_and_under_a_backlog(made: int) -> 
     assert relay._floor.value > 0
 
 
+def test_a_large_late_commit_is_a_backlog_like_any_other() -> None:
+    """I15: swept in one go, a million rows of one transaction hid all other events for 38 s."""
+    log = Log()
+    relay = relay_over(log, 5)
+
+    async def rounds(count: int) -> None:
+        for _ in range(count):
+            log.sleep(LOOK_S)
+            await relay._round(log)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        late = []
+        for _ in range(100):
+            log.begin(writes=True)
+            late.append(log.writers[-1])
+        for _ in range(40):
+            log.begin(writes=True)
+            log.end(log.writers[-1], commits=True)
+            await rounds(1)
+        assert relay._floor.value > late[-1].event
+        for writer in late:
+            log.end(writer, commits=True)
+        before = log.claims
+        await rounds(1)
+        assert log.claims - before <= 2, "others have their turn"
+        assert relay._floor.value < min(log.pending)
+        await rounds(60)
+        assert log.pending == set()
+        await rounds(20)
+        assert relay._floor.value > late[-1].event
+
+    asyncio.run(run())
+
+
 def test_below_the_floor_is_swept_now_and_then_whatever_the_snapshots_say() -> None:
     floor = Floor(0.0)
     nobody = Snapshot.parse("10:10:")

@@ -340,6 +340,19 @@ ROUTING = (
         (_RELAY + "what_the_broker_refused_is_given_back_and_sent_later_free_of_charge",),
     ),
     Mutant(
+        "sweep-leaves-the-rest",
+        "of a large transaction that commits late a batch is swept, and the floor stays",
+        "late commits count",
+        (
+            Edit(
+                "outbox/horizon.py",
+                "        self.value = id_max\n        self._ahead",
+                "        self._ahead",
+            ),
+        ),
+        (_HORIZON + "a_large_late_commit_is_a_backlog_like_any_other",),
+    ),
+    Mutant(
         "bell-without-gate",
         "a relay sleeps without waiting for those who saw it awake",
         "no wake-up is lost",
