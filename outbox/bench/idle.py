@@ -33,8 +33,8 @@ def idle(rig: Rig, _goal: Goal) -> Found:
     with connect(rig.url, autocommit=True) as connection:
         connection.execute(WRITE_JOBS.encode(), {"first": 1, "last": 1})
     rig.wait_until_settled()
-    rig.pause(SETTLE_S)
     seconds = rig.choose(30.0, 10.0, rig.asked.seconds)
+    rig.pause(min(SETTLE_S, seconds))
     before, log_before = rig.used(), _log(rig)
     rig.pause(seconds)
     after, log_after = rig.used(), _log(rig)

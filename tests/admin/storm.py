@@ -193,6 +193,7 @@ class Storm:
         row = connection.execute(
             "SELECT (SELECT count(*) FROM outbox.pending) + (SELECT count(*) FROM outbox.delivery)"
             " + (SELECT count(*) FROM outbox.dead_letter)"
+            " + (SELECT count(*) FROM outbox.order_signal)"
         ).fetchone()
         assert row is not None
         return int(row[0])
