@@ -99,8 +99,8 @@ class SettingOption(click.Option):
 
 
 def setting_option(name: str, *others: str) -> SettingOption:
-    """The option of one setting, by the setting's name, or `config`; with `others`, further names
-    of the option, it may be given several times."""
+    """The option of one setting, by the setting's name, or `config`; `others` are further names of
+    the option. Those of _SEVERAL may be given several times."""
 
     def keep(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
         if value is not None and value != ():
@@ -116,12 +116,14 @@ def setting_option(name: str, *others: str) -> SettingOption:
         show_envvar=True,
         expose_value=False,
         callback=keep,
-        multiple=name == "imports" or bool(others),
+        multiple=name in _SEVERAL,
         help=f"{texts[name].capitalize() if texts[name][0].islower() else texts[name]}.",
         metavar=_METAVARS.get(name) or ("URL" if "url" in name else "VALUE"),
     )
 
 
+_SEVERAL = frozenset({"imports", "database_url"})
+"""A command that works on one database refuses several, where it would else take the last."""
 _METAVARS = {"config": "PATH", "ca_file": "PATH", "imports": "MODULE"}
 
 

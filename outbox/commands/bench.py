@@ -70,7 +70,10 @@ def bench(
     scenario = find_scenario(name)
     if broker_url is not None and not broker_url.startswith(("redis://", "rediss://")):
         raise UsageError("--broker-url must be a redis:// URL")
-    asked = Asked(quick, events, runs, seconds, wiring.flags.get("database_url"), broker_url)
+    database_url = wiring.flags.get("database_url")
+    if database_url is not None and "\n" in database_url:
+        raise UsageError("--database-url names one server")
+    asked = Asked(quick, events, runs, seconds, database_url, broker_url)
     _require_linux_or_mac()
     about_s = scenario.about_s_quick if quick else scenario.about_s
     say(f"{name}: takes about {about_s} s, at most {scenario.limit_s(asked):.0f} s")

@@ -1,4 +1,4 @@
--- The bell is rung a few times a second at most, however many commit while nobody is awake to hear it.
+-- The bell is rung about fifty times a second at most, however many commit while nobody is awake to hear it.
 -- compatible-from: 10
 --
 -- NOTIFY takes a lock of the whole cluster until its commit is on disk: where every commit rings, they

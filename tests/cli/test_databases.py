@@ -212,6 +212,15 @@ def test_every_database_that_cannot_be_served_is_named_in_a_line(
     refused(ran, 4, "/gone: ", "/gone2: ")
 
 
+def test_a_command_that_works_on_one_database_does_not_take_the_last_of_several(
+    outbox: Outbox, town: Town
+) -> None:
+    first = ("--database-url", town.east.url)
+    ran = outbox("status", *first, "--database-url", town.west.url, **town.environ)
+    refused(ran, 3, "names 2 databases, and this is done in one")
+    assert outbox("status", *first, **town.environ).code == 0
+
+
 def test_a_database_of_another_instance_is_refused(outbox: Outbox, town: Town) -> None:
     town.west.execute("UPDATE outbox.installation SET instance = 'staging'")
     ran = outbox("run", *town.both, **town.environ)

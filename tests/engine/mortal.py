@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -21,8 +20,8 @@ class Died(BaseException):
     """The process is dead. Not an Exception, so that nothing on the way out handles it."""
 
 
-class Mortal(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that counts down while it is dying."""
+class Dying:
+    """Counts down while it is dying."""
 
     steps: int | None = None
 
@@ -40,6 +39,10 @@ class Mortal(psycopg.Connection[tuple[Any, ...]]):
             self.steps -= 1
             if self.steps < 0:
                 raise Died
+
+
+class Mortal(Dying, psycopg.Connection[tuple[Any, ...]]):
+    """The connection of a command."""
 
     def execute(self, *args: Any, **options: Any) -> Any:
         self.step()
@@ -52,26 +55,8 @@ class Mortal(psycopg.Connection[tuple[Any, ...]]):
             self.step()
 
 
-@dataclass(slots=True)
-class MortalHot(HotConnection):
+class MortalHot(Dying, HotConnection):
     """The same for what a daemon sends: two steps a statement, before and after it."""
-
-    steps: int | None = None
-
-    @contextmanager
-    def dying(self, steps: int | None) -> Iterator[None]:
-        """Die at the step after so many; None never dies."""
-        self.steps = steps
-        try:
-            yield
-        finally:
-            self.steps = None
-
-    def step(self) -> None:
-        if self.steps is not None:
-            self.steps -= 1
-            if self.steps < 0:
-                raise Died
 
     async def run(
         self, name: str, params: dict[str, Any], **options: Any
