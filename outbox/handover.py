@@ -54,6 +54,10 @@ class Handover:
         """How many more deliveries may be leased now."""
         return 0 if self.lost else self.window.room()
 
+    def claimable(self, batch: int) -> int:
+        """How many events to claim now at most; 0 where it is better to wait."""
+        return 0 if self.lost else self.window.claimable(self._clock(), batch)
+
     async def measure(self, short: bool) -> None:
         """Ask the broker what waits, if it is time to; `short` says that room is scarce."""
         now = self._clock()

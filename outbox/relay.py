@@ -122,7 +122,7 @@ class Relay:
             await self._broker.measure(short=True)
         tick = await self._look(dispatch, now)
         if tick is None or tick.pending:
-            routed = await self._route(dispatch, self._broker.room(), tick)
+            routed = await self._route(dispatch, self._broker.claimable(self._config.batch), tick)
         else:
             routed = 0
             self._raise_floor(tick, complete=True, id_max=None)
@@ -200,12 +200,12 @@ class Relay:
         return self._floor.swept(routed.id_max, all_of_it=routed.events < self._config.batch)
 
     async def _route(self, dispatch: Dispatch, room: int, tick: Tick | None) -> int:
-        """Route one batch; returns the number of events."""
-        if room < self._least_room():
+        """Route at most `room` events; returns how many."""
+        if room == 0:
             return 0
         rhythm, config = self._rhythm, self._config
         now = self._clock()
-        resting = [org for org, rest in rhythm.full.items() if rest.until > now]
+        resting = rhythm.resting(now)
         fair = (rhythm.fair or bool(resting)) and not rhythm.careful
         events_max = 1 if rhythm.careful else min(rhythm.claim_max, room)
         claim = Claim(
@@ -216,7 +216,7 @@ class Relay:
             orgs_skipped=resting,
         )
         try:
-            routed = await self._claim(dispatch, claim, room)
+            routed = await self._claim(dispatch, claim, self._broker.room())
         except REFUSED as error:
             await self._stumble(dispatch, error)
             return 1
@@ -241,10 +241,6 @@ class Relay:
             rhythm.claim_max = min(config.batch, rhythm.claim_max * 2)
         return routed.events
 
-    def _least_room(self) -> int:
-        """A claim has a price of its own: under load it waits until a fair batch fits."""
-        return min(self._config.batch // 2, max(1, self._broker.window.size() // 4))
-
     def _raise_floor(self, tick: Tick | None, *, complete: bool, id_max: int | None) -> None:
         """Raise the floor after a claim in order that ran after `tick`; `complete` if it found
         everything above the floor."""
@@ -260,6 +256,8 @@ class Relay:
     async def _claim(self, dispatch: Dispatch, claim: Claim, window: int) -> Routed:
         token = self._token()
         routed = await dispatch.route(claim, window, token)
+        if routed.leased or routed.waiting:
+            self._broker.window.left(self._clock(), routed.spare)
         await self._broker.hand(dispatch, token, routed.ids)
         if routed.broadcasts:
             self._on_broadcasts()
@@ -309,7 +307,7 @@ class Relay:
             await self._tend(dispatch)
         rhythm.lane_from = found.lane_last or 0
         rhythm.due_at = self._clock() + self._next_look_s(found)
-        if later_max < window:
+        if found.later and later_max < window:
             rhythm.due_at = min(rhythm.due_at, self._clock() + config.blocked_s_min)
         return len(found.ids)
 
@@ -340,9 +338,11 @@ class Relay:
     async def _idle(self, dispatch: Dispatch) -> None:
         """Wait for work: poll closely for a moment, then sleep until the bell or a timeout."""
         rhythm, config = self._rhythm, self._config
-        if self._broker.room() < self._least_room():
-            # The workers are behind, or there are none.
+        if self._broker.claimable(config.batch) == 0:  # the workers are behind, or there are none
             await self._pause(rhythm.wait(config.full_s_max))
+            return
+        if rhythm.is_resting(self._clock()):  # what is pending is theirs, but for what comes now
+            await self._pause(rhythm.wait(config.rest_s_max))
             return
         if self._clock() - rhythm.worked_at < config.awake_s:
             await self._poll(dispatch)

@@ -39,7 +39,8 @@ class RelayConfig:
     """The numbers of a relay. Times in seconds.
 
     `awake_s`: how long after the last work a relay keeps polling before it sleeps; `poll_s_max`
-    bounds the gap between such polls; `asleep_s`: the cheap look of a sleeping relay;
+    bounds the gap between such polls, `rest_s_max` that between looks beside organizations whose
+    lanes are full; `asleep_s`: the cheap look of a sleeping relay;
     `poll_only_s`: the gap where no bell can be heard.
     """
 
@@ -50,6 +51,7 @@ class RelayConfig:
     expiries_max: int = 5
     awake_s: float = 0.02
     full_s_max: float = 0.05
+    rest_s_max: float = 0.005
     poll_s_min: float = 0.001
     poll_s_max: float = 0.002
     asleep_s: float = 0.5
@@ -136,6 +138,14 @@ class Rhythm:
             return 0
         self.later_at = now
         return min(window, room if room > 0 else LATER_MAX)
+
+    def resting(self, now: float) -> list[str]:
+        """Organizations to leave alone now."""
+        return [org for org, rest in self.full.items() if rest.until > now]
+
+    def is_resting(self, now: float) -> bool:
+        """Whether some are."""
+        return bool(self.full) and bool(self.resting(now))
 
     def rest(self, full: Sequence[str], resting: Sequence[str], now: float) -> None:
         """Leave full organizations alone for a while, longer each time; forget the others."""

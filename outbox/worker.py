@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -54,7 +55,8 @@ class WorkerConfig:
     `concurrency`: deliveries accepted and not settled at once, the bound on what is in flight;
     `waiting_max`: accepted and not yet taken;
     `margin_s`: how long before its lease ends a delivery is no longer begun, at most a quarter of
-    the lease.
+    the lease;
+    `gather_s`: how long after a batch the next waits to be half full.
     """
 
     lease_s: float = 30.0
@@ -63,6 +65,7 @@ class WorkerConfig:
     take_max: int = 250
     settle_max: int = 250
     margin_s: float = 1.0
+    gather_s: float = 0.004
     backoff_s_max: float = 2.0
 
 
@@ -105,7 +108,7 @@ class Worker:
         self._gone: dict[int, str] = {}
         self._health = Health()
         self._watch = Watch(clock, self._arrival.set)
-        self._reported_at = 0.0
+        self._reported_at = self._taken_at = self._settled_at = 0.0
         self._running: dict[UUID, _Running] = {}
         self._stopping = False
         self.stale = 0
@@ -204,7 +207,9 @@ class Worker:
             if self._arrived and self._cannot_settle():
                 await asyncio.sleep(LOOK_S)
             elif self._arrived:
+                await self._gather(self._arrived, self._config.take_max, self._taken_at)
                 await self._take(attempts)
+                self._taken_at = self._clock()
             if self._arrived:
                 self._arrival.set()
             await self._give_back(attempts)
@@ -214,6 +219,12 @@ class Worker:
             for lost in await self._watch.look(attempts):
                 if (running := self._running.get(lost)) and running.task is not None:
                     running.task.cancel()
+
+    async def _gather(self, batch: Sequence[object], size: int, last_at: float) -> None:
+        """Let a batch grow where one was sent just now: a statement has a price of its own."""
+        left_s = last_at + self._config.gather_s - self._clock()
+        if left_s > 0 and len(batch) < size // 2 and not self._stopping:
+            await asyncio.sleep(left_s)
 
     def _cannot_settle(self) -> bool:
         """Whether outcomes have waited so long that what is begun now would be repeated by others:
@@ -332,7 +343,9 @@ class Worker:
             await wait_at_most(self._end, 0.5)
             self._end.clear()
             while self._ended:
+                await self._gather(self._ended, self._config.settle_max, self._settled_at)
                 await self._settle(attempts)
+                self._settled_at = self._clock()
             for endpoint_id, reason in list(self._gone.items()):
                 await attempts.disable_endpoint(endpoint_id, reason)
                 del self._gone[endpoint_id]
@@ -361,11 +374,9 @@ class Worker:
         self._budget.free(len(batch))
         lost = len(batch) - len(ours)
         self.stale += lost
-        counts: dict[str, int] = {}
-        for one in batch:
-            counts[one.verdict] = counts.get(one.verdict, 0) + 1
+        counts = Counter([one.verdict for one in batch])
         log.info("worker.settled", stale=lost, **counts)
-        if counts.get("dead"):
+        if counts["dead"]:
             reasons = sorted({one.reason for one in batch if one.verdict == "dead"})
             log.warning("worker.dead_letters", count=counts["dead"], reasons=reasons)
         if self._stopping:

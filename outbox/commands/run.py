@@ -6,6 +6,7 @@ Owns the two signals: the first drains within OUTBOX_GRACE, the second ends now.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -238,5 +239,14 @@ def _loop(main: Coroutine[Any, Any, None]) -> None:
         import uvloop
 
         factory = uvloop.new_event_loop
+    _collect_rarely()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main)
+
+
+def _collect_rarely() -> None:
+    """Look for cycles less often, and never among what was imported. Attempts leave few, and each
+    look walks all that are under way: a quarter of a worker's time under load (68 us a webhook
+    instead of 49)."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)

@@ -47,7 +47,7 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Routed:
     """What one routing transaction did. `waiting` deliveries could go but found no permit;
-    `broadcasts` are scheduled for the daemon itself."""
+    `broadcasts` are scheduled for the daemon itself; `spare` permits are left in the lanes met."""
 
     ids: list[UUID]
     events: int
@@ -58,18 +58,33 @@ class Routed:
     org_last: str | None
     orgs_full: list[str]
     broadcasts: int = 0
+    spare: int = 0
+
+    @classmethod
+    def of(cls, row: tuple[Any, ...]) -> Routed:
+        """What a row of `route.sql` says."""
+        ids, events, deliveries, leased, waiting, id_max, org_last, full, *more = row
+        counts = (events, deliveries, leased, waiting, id_max, org_last)
+        return cls(split_ids(ids), *counts, full or [], *more)
 
 
 @dataclass(frozen=True, slots=True)
 class Leased:
     """What one leasing transaction found. `idle` counts due rows that are not to be tried;
-    `blocked` says that due work waits for a permit or a rate token."""
+    `blocked` says that due work waits for a permit or a rate token, `later` that some of it was
+    not a first attempt."""
 
     ids: list[UUID]
     lane_last: int | None
     next_due_s: float | None
     idle: int
     blocked: bool
+    later: bool = False
+
+    @classmethod
+    def of(cls, row: tuple[Any, ...]) -> Leased:
+        """What a row of `lease_due.sql` says."""
+        return cls(split_ids(row[0]), *row[2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +174,7 @@ class Dispatch:
             lock="dispatch_lock",
             limit_ms=ROUTE_LIMIT_MS if claim.events_max > 1 else FILTER_LIMIT_MS,
         )
-        return Routed(
-            split_ids(row[0]), row[1], row[2], row[3], row[4], row[5], row[6], row[7] or [], row[8]
-        )
+        return Routed.of(row)
 
     async def lease_due(
         self, lane_from: int, lanes_max: int, window: int, token: int, later_max: int | None = None
@@ -181,7 +194,7 @@ class Dispatch:
             },
             lock="dispatch_lock",
         )
-        return Leased(split_ids(row[0]), row[2], row[3], row[4], row[5])
+        return Leased.of(row)
 
     async def expire(
         self, rows_max: int, expiries_max: int, since_s: float | None = None

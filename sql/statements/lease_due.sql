@@ -18,7 +18,8 @@
 -- next_due_s (float8: seconds until the next delivery or probe of the lanes visited is due, null if
 -- none),
 -- idle (int: due deliveries seen that are not to be leased: overdue, paused, disabled, removed),
--- blocked (boolean: something is due in a lane that has no permit or token left)
+-- blocked (boolean: something is due in a lane that has no permit or token left),
+-- later (boolean: retries, replays or redrives were due)
 WITH RECURSIVE clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
 ),
@@ -129,4 +130,5 @@ SELECT (SELECT string_agg(uuid_send(l.id), '') FROM leased l) AS ids,
        (SELECT count(*) FROM picked p WHERE NOT p.fit)
        + (SELECT count(*) FROM clock, seen s LEFT JOIN lanes l USING (lane)
           WHERE s.due_at <= clock.now AND l.lane IS NULL) AS idle,
-       EXISTS (SELECT FROM lanes l WHERE l.probe_at IS NULL AND (l.free <= 0 OR l.tokens < 2)) AS blocked
+       EXISTS (SELECT FROM lanes l WHERE l.probe_at IS NULL AND (l.free <= 0 OR l.tokens < 2)) AS blocked,
+       EXISTS (SELECT FROM clock, scan s WHERE s.queue > 0 AND s.due_at <= clock.now) AS later

@@ -17,7 +17,8 @@
 -- lease_s        float8: length of the lease in seconds
 -- One row: ids (bytea, 16 bytes a leased delivery, organizations in turn), events, deliveries,
 -- leased, waiting (ready but without a permit), id_max (of the claimed), org_last (visited), orgs_full (text[]: all of whose deliveries
--- had to wait), broadcasts (deliveries that the daemon itself performs)
+-- had to wait), broadcasts (deliveries that the daemon itself performs), spare (permits and tokens left
+-- in the lanes met)
 WITH RECURSIVE clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
@@ -61,7 +62,7 @@ claimed AS (
 ),
 ev AS MATERIALIZED (
     SELECT e.*, i.salt FROM claimed c CROSS JOIN LATERAL (
-        SELECT e.id, e.slot, e.type, e.org_id, e.created_at, e.deliver_at, e.expires_at
+        SELECT e.id, e.slot, e.type, e.org_id, e.subject, e.ordering_key, e.payload, e.created_at, e.deliver_at, e.expires_at
         FROM outbox.event e WHERE e.slot = c.slot AND e.id = c.id
         OFFSET 0) e
     CROSS JOIN LATERAL (
@@ -76,20 +77,18 @@ found AS MATERIALIZED (
            CASE WHEN s.delay IS NULL THEN coalesce(ev.deliver_at, clock.now)
                 ELSE least(coalesce(ev.deliver_at, clock.now), '9000-01-01Z') + s.delay END
            - CASE WHEN s.priority IS NULL OR s.delay IS NOT NULL OR ev.deliver_at > clock.now THEN interval '0'
-                  ELSE (SELECT make_interval(secs => outbox.priority_s(s.priority, e.payload))
-                        FROM outbox.event e WHERE e.slot = ev.slot AND e.id = ev.id) END AS due_at,
+                  ELSE make_interval(secs => outbox.priority_s(s.priority, ev.payload)) END AS due_at,
            -- The state of the pair decides; a copied database's debts wait for a person.
            CASE WHEN s.state <> 'active' THEN s.state
                 WHEN coalesce(s.endpoint_state, 'active') <> 'active' THEN s.endpoint_state
                 WHEN ev.id <= (SELECT max(hold_event_id) FROM epoch) THEN 'adopted' END AS held_reason,
            ev.created_at + s.max_age AS age_limit_at,
            s.concurrency, s.rate_per_s, s.order_mode, s.key_concurrency,
-           CASE WHEN s.order_mode IS NOT NULL THEN (
-               SELECT outbox.turn_key(s.key, e.type, e.org_id, e.subject, e.ordering_key, e.payload)
-               FROM outbox.event e WHERE e.slot = ev.slot AND e.id = ev.id) END AS order_key,
-           CASE WHEN s.use_key IS NOT NULL THEN (
-               SELECT outbox.key_hash(e.org_id, outbox.key_text(s.use_key, e.type, e.org_id, e.subject, e.ordering_key, e.payload))
-               FROM outbox.event e WHERE e.slot = ev.slot AND e.id = ev.id) END AS use_key
+           CASE WHEN s.order_mode IS NOT NULL THEN
+               outbox.turn_key(s.key, ev.type, ev.org_id, ev.subject, ev.ordering_key, ev.payload) END AS order_key,
+           CASE WHEN s.use_key IS NOT NULL THEN
+               outbox.key_hash(ev.org_id, outbox.key_text(s.use_key, ev.type, ev.org_id, ev.subject, ev.ordering_key, ev.payload))
+               END AS use_key
     FROM clock, ev LEFT JOIN LATERAL (
         SELECT s.id, s.revision, s.lane, s.state, s.max_age, s.order_mode, n.state AS endpoint_state,
                s.delay, s.ttl, s.priority, s.key, s.key_concurrency, s.use_key,
@@ -102,8 +101,7 @@ found AS MATERIALIZED (
         WHERE s.active_from <= ev.created_at
           AND coalesce(n.state, 'active') <> 'removed'
           AND outbox.type_matches(ev.type, s.likes, s.every)
-          AND (s.filter IS NULL OR s.state_reason = 'filter_timeout' OR outbox.filter_passes(s.filter, (
-                SELECT e.payload FROM outbox.event e WHERE e.slot = ev.slot AND e.id = ev.id)))
+          AND (s.filter IS NULL OR s.state_reason = 'filter_timeout' OR outbox.filter_passes(s.filter, ev.payload))
         OFFSET 0) s ON true
 ),
 -- What becomes of events that share a key; not called where no subscription asks.
@@ -195,12 +193,12 @@ ranked AS MATERIALIZED (
         ) y) x
 ),
 fated AS MATERIALIZED (
-    SELECT r.*, r.subscription_id IS NOT NULL AS real, outbox.delivery_id(r.event_id, r.created_at, r.subscription_id, 0, r.salt) AS id,
+    SELECT r.*, r.subscription_id IS NOT NULL AS real, outbox.delivery_key(r.created_at, r.hash) AS id,
            CASE WHEN r.behind THEN 'order' ELSE r.held_reason END AS why,
            CASE WHEN r.held_reason IS NOT NULL OR r.behind THEN 'held'
                 WHEN r.dropped IS NOT NULL THEN 'cancelled'
                 WHEN r.may AND r.nth <= %(window)s::int THEN 'leased' ELSE 'scheduled' END AS state
-    FROM ranked r
+    FROM (SELECT r.*, outbox.delivery_hash(r.event_id, r.subscription_id, 0, r.salt) AS hash FROM ranked r OFFSET 0) r
 ),
 created AS (
     INSERT INTO outbox.delivery (id, event_id, event_slot, subscription_id, revision, lane, org_id, order_key, state,
@@ -231,14 +229,17 @@ told AS (
                'revision', f.revision, 'held', f.why, 'due_at', f.due_at)) FILTER (WHERE f.real)
     FROM clock, fated f GROUP BY f.event_id
 )
-SELECT (SELECT string_agg(uuid_send(f.id), '' ORDER BY f.nth) FROM fated f WHERE f.state = 'leased') AS ids,
-       (SELECT count(*) FROM claimed) AS events,
-       (SELECT count(*) FROM fated f WHERE f.real AND f.dropped IS NULL) AS deliveries,
-       (SELECT count(*) FROM fated f WHERE f.state = 'leased') AS leased,
-       (SELECT count(*) FROM fated f WHERE f.real AND f.state = 'scheduled' AND f.ready) AS waiting,
+SELECT f.ids, (SELECT count(*) FROM claimed) AS events, f.deliveries, f.leased, f.waiting,
        (SELECT max(c.id) FROM claimed c) AS id_max,
        (SELECT max(o.org) FROM orgs o) AS org_last,
-       (SELECT array_agg(o.org) FROM (
+       CASE WHEN f.waiting > 0 THEN (SELECT array_agg(o.org) FROM (
             SELECT coalesce(f.org_id, '') AS org FROM fated f WHERE f.real GROUP BY 1
-            HAVING bool_and(f.state = 'scheduled' AND f.ready)) o) AS orgs_full,
-       (SELECT count(*) FROM fated f WHERE f.real AND f.lane < 0) AS broadcasts
+            HAVING bool_and(f.state = 'scheduled' AND f.ready)) o) END AS orgs_full,
+       f.broadcasts,
+       (SELECT coalesce(sum(greatest(l.free, 0)), 0)::bigint FROM lanes l) - f.leased AS spare
+FROM (SELECT string_agg(uuid_send(f.id), '' ORDER BY f.nth) FILTER (WHERE f.state = 'leased') AS ids,
+             count(*) FILTER (WHERE f.real AND f.dropped IS NULL) AS deliveries,
+             count(*) FILTER (WHERE f.state = 'leased') AS leased,
+             count(*) FILTER (WHERE f.real AND f.state = 'scheduled' AND f.ready) AS waiting,
+             count(*) FILTER (WHERE f.real AND f.lane < 0) AS broadcasts
+      FROM fated f) f

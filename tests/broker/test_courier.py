@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from processors.broker import Batch, Courier
-from processors.broker.courier import Link, pack, unpack
+from processors.broker.courier import IDS_PER_MESSAGE, Link, pack, unpack
 from tests.broker.helpers import Receiver, new_ids, wait_until
 
 TOKENS = st.integers(min_value=1, max_value=2**63 - 1)
@@ -37,12 +37,12 @@ def test_everything_sent_arrives_once_with_its_token(
     finally:
         assert consumer.stop()
     assert receiver.counted() == Counter((b.token, each) for b in batches for each in b.ids)
-    assert all(1 <= len(ids) <= 50 for _, ids in receiver.calls)
+    assert all(1 <= len(ids) <= IDS_PER_MESSAGE for _, ids in receiver.calls)
     assert courier.depth() == 0
 
 
 def test_ids_of_a_batch_stay_in_order(courier: Courier) -> None:
-    ids = new_ids(120)
+    ids = new_ids(2 * IDS_PER_MESSAGE + 20)
     courier.send([Batch(1, ids)])
     receiver = Receiver()
     consumer = courier.consume(receiver, threads=1)
@@ -69,7 +69,7 @@ def test_depth_counts_what_nobody_received_and_falls_to_zero(courier: Courier) -
 
 
 def test_a_blocked_accept_leaves_the_rest_in_the_broker(courier: Courier) -> None:
-    ids = new_ids(300)
+    ids = new_ids(6 * IDS_PER_MESSAGE)
     receiver = Receiver()
     receiver.open.clear()
     consumer = courier.consume(receiver, threads=2)
@@ -77,7 +77,7 @@ def test_a_blocked_accept_leaves_the_rest_in_the_broker(courier: Courier) -> Non
     receiver.wait_entered(2)
     try:
         # Two threads hold a message each; none beyond those was fetched.
-        assert courier.depth() == 200
+        assert courier.depth() == 4 * IDS_PER_MESSAGE
         assert receiver.entered == 2
     finally:
         receiver.open.set()

@@ -16,6 +16,7 @@ from dramatiq.brokers.redis import RedisBroker
 from outbox.embedded import EmbeddedRedis
 from outbox.errors import BrokerUnavailable
 from processors.broker import Batch, Courier, open_broker, over_redis
+from processors.broker.courier import IDS_PER_MESSAGE
 from tests.broker.helpers import Receiver, new_ids, proxy_to, wait_until
 
 
@@ -39,7 +40,7 @@ def test_a_send_is_one_round_trip(redis_server: EmbeddedRedis) -> None:
         courier.send([Batch(1, new_ids(1))])  # connects
         proxy.hold(b"EXEC")
         # No reply passes before the last command: a sender that waited for one would time out.
-        courier.send([Batch(token, new_ids(120)) for token in range(5)])
+        courier.send([Batch(token, new_ids(2 * IDS_PER_MESSAGE + 1)) for token in range(5)])
         assert proxy.later == b""
         courier.close()
 
@@ -85,7 +86,7 @@ def test_one_send_wakes_several_sleeping_consumers(
     receiver.open.clear()
     consumers = [courier.consume(receiver, threads=1) for _ in range(3)]
     wait_until(lambda: client.info("clients")["blocked_clients"] == 3)
-    courier.send([Batch(1, new_ids(150))])
+    courier.send([Batch(1, new_ids(3 * IDS_PER_MESSAGE))])
     receiver.wait_entered(3)
     receiver.open.set()
     wait_until(lambda: client.info("clients")["blocked_clients"] == 3)
@@ -172,7 +173,7 @@ def test_a_message_accepted_while_redis_was_away_does_not_hurt(
     receiver = Receiver()
     receiver.open.clear()
     consumer = courier.consume(receiver, threads=2)
-    courier.send([Batch(1, lost := new_ids(100))])
+    courier.send([Batch(1, lost := new_ids(2 * IDS_PER_MESSAGE))])
     receiver.wait_entered(2)
     redis_server.crash()
     receiver.open.set()

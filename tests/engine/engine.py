@@ -15,7 +15,7 @@ import psycopg
 from outbox.history import DeliveryState, Fact, FactName, fold
 from outbox.lifecycle import State
 from outbox.store import connect as store_connect
-from outbox.store.dispatch import ID_MAX, Claim, Expired, Leased, Routed, split_ids
+from outbox.store.dispatch import ID_MAX, Claim, Expired, Leased, Routed
 from outbox.store.statements import statement
 
 Row = tuple[Any, ...]
@@ -131,9 +131,7 @@ class Engine:
             },
             connection,
         )
-        ids, events, deliveries, leased, waiting, id_max, org_last, full, _ = row
-        found = (split_ids(ids), events, deliveries, leased, waiting, id_max, org_last, full or [])
-        return Routed(*found), token
+        return Routed.of(row), token
 
     def leases(self, window: int = 10_000, **options: Any) -> list[Lease]:
         """Route and return the leases."""
@@ -164,7 +162,7 @@ class Engine:
             },
             connection,
         )
-        return Leased(split_ids(row[0]), row[2], row[3], row[4], row[5]), token
+        return Leased.of(row), token
 
     def due(self, window: int = 10_000, **options: Any) -> list[Lease]:
         """Lease what is due and return the leases."""

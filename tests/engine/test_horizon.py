@@ -14,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.budget import Budget
-from outbox.horizon import LATER_MAX, MARGIN_S, QUEUE_S, SWEEP_S, Floor, Snapshot, Window
+from outbox.horizon import (
+    LATER_MAX,
+    MARGIN_S,
+    PERMITS_KNOWN_S,
+    PERMITS_LEAST,
+    PERMITS_S,
+    QUEUE_S,
+    SWEEP_S,
+    Floor,
+    Snapshot,
+    Window,
+)
 from outbox.relay import Relay
 from outbox.rhythm import FRESH_S, TRICKLE_S, RelayConfig, Rhythm
 from outbox.store.dispatch import Advanced, Claim, Leased, Routed, Tick
@@ -290,9 +301,9 @@ def test_the_window_follows_the_workers_and_keeps_the_queue_short() -> None:
     window.measured(now, 0)
     for _ in range(20):
         now += 0.2
-        window.sent(2000)
+        window.sent(4000)
         window.measured(now, 0)
-    assert window.size() == int(10_000 * QUEUE_S)
+    assert window.size() == int(20_000 * QUEUE_S)
     window.sent(200)
     assert window.room() == window.size() - 200
     window.sent(10_000)
@@ -303,7 +314,7 @@ def test_unstarted_expiries_shrink_the_window_and_it_recovers() -> None:
     window = Window(30.0)
     before = window.size()
     window.measured(0.0, 0)
-    window.sent(1000)
+    window.sent(4000)
     window.measured(0.2, 0)
     full = window.size()
     window.unstarted_expired(0)
@@ -314,7 +325,7 @@ def test_unstarted_expiries_shrink_the_window_and_it_recovers() -> None:
     now = 0.2
     for _ in range(100):
         now += 0.2
-        window.sent(1000)
+        window.sent(4000)
         window.measured(now, 0)
     assert window.size() == full
     assert before > 0
@@ -417,3 +428,107 @@ def test_a_trickle_of_what_is_not_fresh_goes_whatever_waits() -> None:
     assert rhythm.later_max(101.0, -1, 500) == LATER_MAX
     assert rhythm.later_max(101.0 + TRICKLE_S / 2, -1, 500) == 0
     assert rhythm.later_max(101.0 + TRICKLE_S, 3, 500) == 3
+
+
+# -- permits --------------------------------------------------------------------------------------
+
+
+def fast(rate: float = 10_000.0) -> Window:
+    """A window whose workers start so many a second, empty at the moment 1.0."""
+    window = Window(30.0)
+    window.measured(0.0, 0)
+    window.sent(int(rate))
+    window.measured(1.0, 0)
+    return window
+
+
+def test_a_claim_takes_no_more_than_there_are_permits_for() -> None:
+    window = fast()
+    assert window.claimable(1.0, 500) == window.room()
+    window.left(1.0, PERMITS_LEAST + 22)
+    assert window.claimable(1.0, 500) == PERMITS_LEAST + 22
+    window.left(1.0, 2**40)
+    assert window.claimable(1.0, 500) == window.room()
+
+
+def test_a_claim_waits_for_permits_that_come_free_soon() -> None:
+    window = fast()
+    window.left(1.0, 0)
+    assert window.claimable(1.0, 500) == 0
+    assert window.claimable(1.0 + 0.9 * PERMITS_LEAST / 10_000, 500) == 0
+    assert window.claimable(1.0 + 1.1 * PERMITS_LEAST / 10_000, 500) >= PERMITS_LEAST
+
+
+def test_a_slow_destination_without_permits_does_not_hold_up_the_others() -> None:
+    window = fast(100.0)
+    window.left(1.0, 0)
+    assert window.claimable(1.0, 500) == window.room() > 0
+
+
+def test_what_a_claim_left_is_not_known_for_long() -> None:
+    window = fast(PERMITS_LEAST / PERMITS_S)
+    window.left(1.0, 0)
+    assert window.claimable(1.0, 500) == 0
+    assert window.claimable(1.0 + 1.01 * PERMITS_KNOWN_S, 500) == window.room()
+
+
+def test_a_claim_waits_until_a_fair_batch_fits() -> None:
+    window = fast()
+    window.sent(window.room() - 10)
+    assert window.room() == 10
+    assert window.claimable(1.0, 500) == 0
+    assert window.claimable(1.0, 2) == 10
+
+
+class Full(Log):
+    """A log whose every event belongs to an organization that has no permit."""
+
+    async def route(self, claim: Claim, window: int, token: int) -> Routed:
+        if claim.orgs_skipped:
+            self.claims += 1
+            return Routed([], 0, 0, 0, 0, None, None, [])
+        routed = await super().route(claim, window, token)
+        return Routed([], routed.events, 0, 0, routed.events, routed.id_max, None, ["a"])
+
+
+def test_beside_an_organization_without_permits_the_relay_looks_at_leisure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Claims that found nothing followed each other as fast as they could."""
+    log = Full(pending=set(range(1, 100_000)), next_event=100_000)
+    relay = relay_over(log, 500)
+
+    async def pause(seconds: float) -> None:
+        log.sleep(seconds)
+
+    monkeypatch.setattr(relay, "_pause", pause)
+
+    async def run() -> None:
+        for _ in range(400):
+            if not await relay._round(log):  # type: ignore[arg-type]
+                await relay._idle(log)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    assert log.now > 1001.0
+    assert log.claims < 300 * (log.now - 1000.0)
+
+
+def test_what_is_not_fresh_is_looked_for_again_soon_only_where_some_was_due() -> None:
+    log = Log()
+    relay = relay_over(log, 500)
+    answer = Leased([], None, None, 0, blocked=False)
+
+    async def lease_due(*_args: Any) -> Leased:
+        return answer
+
+    log.lease_due = lease_due  # type: ignore[method-assign]
+
+    async def next_look_s() -> float:
+        relay._rhythm.due_at, relay._rhythm.fresh_at = log.now, log.now
+        await relay._lease_due(log, log.now)  # type: ignore[arg-type]
+        return relay._rhythm.due_at - log.now
+
+    config = RelayConfig()
+    assert asyncio.run(next_look_s()) == pytest.approx(config.due_s)
+    answer = Leased([], None, None, 0, blocked=False, later=True)
+    assert asyncio.run(next_look_s()) == pytest.approx(config.blocked_s_min)

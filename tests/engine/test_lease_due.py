@@ -55,6 +55,19 @@ def test_a_scan_over_many_lanes_goes_on_where_it_ended(engine: Engine) -> None:
     assert leased_by_lane(engine) == dict.fromkeys(made, 1)
 
 
+def test_it_tells_whether_something_was_due_that_is_no_first_attempt(engine: Engine) -> None:
+    [lane] = lanes(engine, 1, 2, concurrency=1)
+    now = engine.now()
+    found, token = engine.lease_due(now=now)
+    assert not found.later
+    leases = [(delivery_id, token) for delivery_id in found.ids]
+    engine.take(leases, now)
+    engine.settle(leases, "retry", delay_s=5.0, now=now)
+    assert not engine.lease_due(now=now + seconds(4))[0].later
+    assert engine.lease_due(now=now + seconds(6), later_max=0)[0].later
+    assert leased_by_lane(engine) == {lane: 1}
+
+
 def test_permits_of_a_lane_hold(engine: Engine) -> None:
     [lane] = lanes(engine, 1, 10, concurrency=4)
     first = engine.due()

@@ -288,6 +288,19 @@ def test_an_organization_is_full_when_nothing_of_it_could_go(engine: Engine) -> 
     assert (routed.leased, routed.waiting, routed.orgs_full) == (1, 1, ["a"])
 
 
+def test_a_claim_tells_what_it_left_to_the_lanes_that_it_met(engine: Engine) -> None:
+    for org, concurrency in (("a", 5), ("b", 2), ("c", 9)):
+        engine.subscribe(org=org, endpoint_id=engine.endpoint(org, concurrency=concurrency))
+    engine.emit(3, org="a")
+    engine.emit(4, org="b")
+    assert engine.route(10)[0].spare == 2
+    engine.emit(1, org="a")
+    assert engine.route(10)[0].spare == 1
+    engine.emit(1, org="a")
+    engine.emit(2, org="c")
+    assert engine.route(10)[0].spare == 7
+
+
 def test_a_lane_never_has_more_leases_than_its_concurrency(engine: Engine) -> None:
     lane = engine.endpoint(concurrency=3)
     engine.subscribe(endpoint_id=lane)
@@ -411,6 +424,18 @@ def test_another_event_subscription_generation_or_installation_is_another_key(
     ]
     assert len(set(keys)) == 5
     assert keys[0] == engine.one("SELECT outbox.delivery_id(%s, %s, %s, %s, %s)", *same)
+
+
+def test_the_key_is_computed_where_it_is_asked_for(engine: Engine) -> None:
+    """PostgreSQL calls a function for each row unless it can inline it, for 2 us and more."""
+    query = (
+        "EXPLAIN (VERBOSE) SELECT outbox.delivery_key(x.created_at, x.hash) FROM ("
+        "SELECT e.created_at, outbox.delivery_hash(e.id, 1, 0, i.salt) AS hash"
+        " FROM outbox.event e, outbox.installation i OFFSET 0) x"
+    )
+    plan = str(engine.rows(query))
+    assert "sha256" in plan
+    assert "outbox.delivery" not in plan
 
 
 def test_what_is_leased_already_counts_against_the_concurrency(engine: Engine) -> None:

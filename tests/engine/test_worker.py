@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+import pytest
+
 from outbox.outcome import Outcome
+from outbox.store.attempts import Attempts, Settlement, Taken
 from outbox.work import Work
 from outbox.worker import WorkerConfig
 from tests.engine.engine import LEASE_S, Engine, Lease, another
@@ -30,6 +34,47 @@ def test_what_is_taken_is_delivered_and_settled(engine: Engine) -> None:
     asyncio.run(run())
     assert engine.states() == {}
     engine.check()
+
+
+def test_what_comes_close_behind_another_gathers_into_few_batches(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is taken at once, the others together; half a batch waits for nobody."""
+    real_endpoint(engine)
+    engine.emit(26)
+    leases = engine.leases()
+    taken, settled = [], []
+    take, settle = Attempts.take, Attempts.settle
+
+    async def count_taken(self: Attempts, some: Sequence[Lease]) -> list[Taken]:
+        taken.append(len(some))
+        return await take(self, some)
+
+    async def count_settled(self: Attempts, some: Sequence[Settlement]) -> set[UUID]:
+        settled.append(len(some))
+        return await settle(self, some)
+
+    monkeypatch.setattr(Attempts, "take", count_taken)
+    monkeypatch.setattr(Attempts, "settle", count_settled)
+
+    async def run() -> None:
+        processor = Scripted()
+        processor.gate.set()
+        config = WorkerConfig(gather_s=1.0, take_max=20, settle_max=60)
+        async with working(engine.url, processor, config) as running:
+            await running.give(leases[:1])
+            await until(lambda: taken == [1] and running.worker.in_flight == 0)
+            for lease in leases[1:16]:
+                await running.give([lease])
+            await until(lambda: running.worker.in_flight == 0)
+            await running.finish()
+
+    asyncio.run(run())
+    assert taken[0] == settled[0] == 1
+    assert sum(taken) == sum(settled) == 16
+    assert len(taken) <= 4
+    assert max(taken) >= 10
+    assert len(settled) <= 4
 
 
 def test_a_connection_lost_between_take_and_endpoints_frees_the_budget(engine: Engine) -> None:

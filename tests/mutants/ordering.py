@@ -15,7 +15,7 @@ ORDERING = (
         "I8",
         (
             statement(
-                "route", "CASE WHEN s.order_mode IS NOT NULL THEN (", "CASE WHEN false THEN ("
+                "route", "CASE WHEN s.order_mode IS NOT NULL THEN\n", "CASE WHEN false THEN\n"
             ),
         ),
         (_ORDER + "the_first_of_a_key_goes_and_the_others_wait_their_turn",),

@@ -18,6 +18,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from outbox.errors import BrokerUnavailable
 from processors.broker import Batch, Courier, open_broker
+from processors.broker.courier import IDS_PER_MESSAGE
 from tests.broker.helpers import Receiver, new_ids, proxy_to, wait_until
 
 URL = os.environ.get("OUTBOX_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672")
@@ -63,7 +64,7 @@ def test_everything_sent_arrives_once_with_its_token(courier: Courier) -> None:
         receiver.wait_for(batch.token, batch.ids)
     assert consumer.stop()
     assert receiver.counted() == Counter((b.token, each) for b in batches for each in b.ids)
-    assert all(len(ids) <= 50 for _, ids in receiver.calls)
+    assert all(len(ids) <= IDS_PER_MESSAGE for _, ids in receiver.calls)
 
 
 def test_depth_counts_what_nobody_received_and_falls_to_zero(courier: Courier) -> None:

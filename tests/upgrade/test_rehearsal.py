@@ -77,8 +77,8 @@ def fewest(town: Town) -> int:
     return min(len(receiver.answered) for receiver in town.receivers.by_path.values())
 
 
-def test_the_archive_is_that_of_the_level_before(old_database: str) -> None:
-    """`PREVIOUS` is to be made anew with every migration: see tests/README.md."""
+def test_the_archive_is_of_the_level_that_it_names(old_database: str) -> None:
+    """When `PREVIOUS` is to be made anew: see tests/README.md."""
     [(newest,)] = rows(old_database, "SELECT max(version) FROM outbox.migration")
     assert newest == BEFORE
     assert BEFORE < LEVEL
