@@ -4,7 +4,6 @@ a `Settlement`. Pure."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -82,8 +81,7 @@ def settlement_of(taken: Tried, outcome: Outcome | None, jitter: Callable[[], fl
 def without_effects(settlement: Settlement) -> Settlement:
     """How an attempt ends whose effects PostgreSQL refuses: our fault, to be looked into."""
     delay_s = INTERNAL_DELAY.total_seconds()
-    return replace(
-        settlement,
+    return settlement._replace(
         verdict="retry",
         charged=False,
         reason="effects_refused",

@@ -331,7 +331,7 @@ class Relay:
 
     def _is_short(self) -> bool:
         window = self._broker.window
-        return window.room() < max(self._config.batch, window.size() // 2)
+        return window.room() < window.size() // 2
 
     # -- rest -----------------------------------------------------------------------------------
 
@@ -353,7 +353,7 @@ class Relay:
             await self._pause(max(0.001, min(config.poll_only_s, until - self._clock())))
         elif await self._sleep(dispatch, self._bell.rung, until):
             # There is work: stay close for a while, a burst may follow.
-            rhythm.signalled = True
+            rhythm.signalled, rhythm.quiet = True, False
             rhythm.worked(self._clock(), config)
 
     async def _poll(self, dispatch: Dispatch) -> None:
@@ -376,13 +376,12 @@ class Relay:
         in progress then, so the relay keeps polling until every transaction of that moment ended.
         Where the look of this round found the flag still set, nobody can have passed.
         """
-        if rung.is_set():
-            rung.clear()
-            return True
-        if not self._rhythm.quiet and await self._gate(dispatch, rung, until):
-            return True
-        await wait_at_most(rung, max(0.0, until - self._clock()))
-        return rung.is_set()
+        found = not self._rhythm.quiet and await self._gate(dispatch, rung, until)
+        if not found:
+            await wait_at_most(rung, max(0.0, until - self._clock()))
+        found |= rung.is_set()
+        rung.clear()  # what rings from now on is not seen by the claim that follows
+        return found
 
     async def _gate(self, dispatch: Dispatch, rung: asyncio.Event, until: float) -> bool:
         """Set the flag and poll until all who may have missed it are through; true if there is

@@ -49,7 +49,7 @@ class RelayConfig:
     orgs_max: int = 64
     lanes_max: int = 128
     expiries_max: int = 5
-    awake_s: float = 0.02
+    awake_s: float = 0.005
     full_s_max: float = 0.05
     rest_s_max: float = 0.005
     poll_s_min: float = 0.001

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
@@ -388,12 +388,12 @@ class Worker:
         """Settle a batch that holds something PostgreSQL refuses. A detail that is no jsonb is left
         out, for the outcome counts; effects that cannot be written undo their own attempt alone."""
         log.error("worker.detail_refused", error=describe(error))
-        ours = await attempts.settle([replace(s, detail=None) for s in batch if s.effects is None])
+        ours = await attempts.settle([s._replace(detail=None) for s in batch if s.effects is None])
         for one in batch:
             if one.effects is None:
                 continue
             try:
-                ours |= await attempts.settle([replace(one, detail=None)])
+                ours |= await attempts.settle([one._replace(detail=None)])
             except REFUSED as refusal:
                 log.error("worker.effects_refused", delivery=str(one.id), error=describe(refusal))
                 ours |= await attempts.settle([without_effects(one)])

@@ -56,7 +56,7 @@ DOCUMENTS = (
         (
             Edit(
                 "outbox/worker.py",
-                "attempts.settle([replace(one, detail=None)])",
+                "attempts.settle([one._replace(detail=None)])",
                 "attempts.settle([replace(s, detail=None) for s in batch if s.effects])",
             ),
         ),

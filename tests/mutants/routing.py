@@ -359,8 +359,8 @@ ROUTING = (
         (
             Edit(
                 "outbox/relay.py",
-                "if not self._rhythm.quiet and await self._gate(dispatch, rung, until):",
-                "if await self._tick(dispatch, asleep=True) is None:",
+                "found = not self._rhythm.quiet and await self._gate(dispatch, rung, until)",
+                "found = await self._tick(dispatch, asleep=True) is None",
             ),
         ),
         (_BELL + "a_writer_that_read_awake_and_commits_after_all_sleep_is_found",),

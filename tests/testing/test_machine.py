@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -191,17 +190,17 @@ async def retried(world: World, work: Work) -> Outcome:
 
 
 def not_charged(taken: Taken, outcome: Outcome, jitter: Callable[[], float]) -> Settlement:
-    return replace(settlement_of(taken, outcome, jitter), charged=False)
+    return settlement_of(taken, outcome, jitter)._replace(charged=False)
 
 
 def dead_at_once(taken: Taken, outcome: Outcome, jitter: Callable[[], float]) -> Settlement:
     settlement = settlement_of(taken, outcome, jitter)
-    return replace(settlement, verdict=settlement.verdict.replace("retry", "dead"))
+    return settlement._replace(verdict=settlement.verdict.replace("retry", "dead"))
 
 
 def said_but_not_done(taken: Taken, outcome: Outcome, jitter: Callable[[], float]) -> Settlement:
     settlement = settlement_of(taken, outcome, jitter)
-    return replace(settlement, verdict=settlement.verdict.replace("delivered", "release"))
+    return settlement._replace(verdict=settlement.verdict.replace("delivered", "release"))
 
 
 @pytest.mark.parametrize(
