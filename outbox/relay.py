@@ -393,7 +393,7 @@ class Relay:
         while not tick.work and not rung.is_set() and self._clock() < until:
             if Snapshot.parse(tick.snapshot).xmin >= gate.xmax:
                 return False
-            await asyncio.sleep(wait_s)
+            await wait_at_most(rung, wait_s)
             wait_s = min(0.025, wait_s * 2)
             tick = await dispatch.tick(self._floor.value)
         return tick.work or rung.is_set()
