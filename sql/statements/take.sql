@@ -30,12 +30,12 @@ started AS (
     WHERE d.id = ANY (ARRAY(SELECT o.id FROM own o))
     RETURNING d.*
 )
-SELECT d.id, d.token, extract(epoch FROM d.lease_until - clock.now)::float8 AS lease_left_s,
+SELECT d.id, d.token, date_part('epoch', d.lease_until - clock.now) AS lease_left_s,
        d.attempts + 1 AS attempt, d.event_id, e.type,
        to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS occurred_at,
        e.payload::text AS payload, e.headers::text AS headers, d.org_id, e.subject, d.subscription_id,
        s.kind, coalesce((r.config ->> 'body_format')::int, s.body_format::int) AS body_format, s.retry,
-       extract(epoch FROM d.age_limit_at - clock.now)::float8 AS age_left_s,
+       date_part('epoch', d.age_limit_at - clock.now) AS age_left_s,
        s.endpoint_id, s.endpoint_revision, d.revision,
        CASE WHEN d.generation > 0 THEN d.generation END AS generation,
        CASE WHEN d.generation > 0 THEN outbox.delivery_id(d.event_id, e.created_at, d.subscription_id, 0, (
