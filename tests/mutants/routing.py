@@ -366,6 +366,52 @@ ROUTING = (
         (_BELL + "a_writer_that_read_awake_and_commits_after_all_sleep_is_found",),
     ),
     Mutant(
+        "full-looked-at-all-the-time",
+        "a relay claims as fast as it can beside an organization without permits",
+        "no work on a hot path that finds nothing",
+        (Edit("outbox/relay.py", "if rhythm.is_resting(self._clock()):", "if False:"),),
+        (_HORIZON + "beside_an_organization_without_permits_the_relay_looks_at_leisure",),
+    ),
+    Mutant(
+        "permits-unasked",
+        "a claim asks for more than there are permits for",
+        "a row without a permit is written twice",
+        (
+            Edit(
+                "outbox/horizon.py",
+                "if permits >= PERMITS_LEAST:",
+                "if True:\n            return room\n        if True:",
+            ),
+        ),
+        (_HORIZON + "a_claim_takes_no_more_than_there_are_permits_for",),
+    ),
+    Mutant(
+        "permits-waited-for",
+        "a claim waits for the permits of a slow destination",
+        "I15",
+        (
+            Edit(
+                "outbox/horizon.py",
+                "return 0 if permits + self._rate() * PERMITS_S >= PERMITS_LEAST else room",
+                "return 0",
+            ),
+        ),
+        (_HORIZON + "a_slow_destination_without_permits_does_not_hold_up_the_others",),
+    ),
+    Mutant(
+        "later-unsaid",
+        "nobody says that retries were due while fresh events flowed",
+        "retries go on beside fresh events",
+        (
+            statement(
+                "lease_due",
+                "EXISTS (SELECT FROM clock, scan s WHERE s.queue > 0",
+                "EXISTS (SELECT FROM clock, scan s WHERE s.queue > 9",
+            ),
+        ),
+        (_DUE + "it_tells_whether_something_was_due_that_is_no_first_attempt",),
+    ),
+    Mutant(
         "bell-silent",
         "capture rings nobody",
         "no wake-up is lost",
