@@ -112,7 +112,8 @@ class Window:
 
     At most what workers start in a quarter of a lease, aiming at what they start in `QUEUE_S`.
     `waiting` is what is known to wait. The rate is the best of the last seconds, measured as what
-    was sent minus what the broker still holds.
+    was sent minus what the broker still holds. Beside it stands what the last claim left of the
+    permits of the lanes that it met: the next asks for no more.
     """
 
     def __init__(self, lease_s: float, first: int = 250, least: int = 10) -> None:

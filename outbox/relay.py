@@ -341,8 +341,9 @@ class Relay:
         if self._broker.claimable(config.batch) == 0:  # the workers are behind, or there are none
             await self._pause(rhythm.wait(config.full_s_max))
             return
-        if rhythm.is_resting(self._clock()):  # what is pending is theirs, but for what comes now
+        if rhythm.resting(self._clock()):  # what is pending is theirs, but for what comes now
             await self._pause(rhythm.wait(config.rest_s_max))
+            await self._poll(dispatch)  # awake all the same: turns are seen, and nobody need ring
             return
         if self._clock() - rhythm.worked_at < config.awake_s:
             await self._poll(dispatch)

@@ -143,10 +143,6 @@ class Rhythm:
         """Organizations to leave alone now."""
         return [org for org, rest in self.full.items() if rest.until > now]
 
-    def is_resting(self, now: float) -> bool:
-        """Whether some are."""
-        return bool(self.full) and bool(self.resting(now))
-
     def rest(self, full: Sequence[str], resting: Sequence[str], now: float) -> None:
         """Leave full organizations alone for a while, longer each time; forget the others."""
         kept = {org: self.full[org] for org in resting}

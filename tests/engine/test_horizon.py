@@ -513,6 +513,38 @@ def test_beside_an_organization_without_permits_the_relay_looks_at_leisure(
     assert log.claims < 300 * (log.now - 1000.0)
 
 
+def test_beside_an_organization_without_permits_the_relay_is_awake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise commits ring a relay that does not sleep, and turns wait for the next look."""
+    log = Full(pending=set(range(1, 100)), next_event=100)
+    relay = relay_over(log, 1)
+    bells: list[int | None] = []
+    tick = log.tick
+
+    async def watched(floor: int, bell: int | None = None, **look: Any) -> Tick:
+        bells.append(bell)
+        return await tick(floor, bell, **look)
+
+    async def pause(seconds: float) -> None:
+        log.sleep(seconds)
+
+    monkeypatch.setattr(log, "tick", watched)
+    monkeypatch.setattr(relay, "_pause", pause)
+
+    async def run() -> None:
+        await relay._round(log)  # type: ignore[arg-type]
+        assert relay._rhythm.resting(log.now)
+        bells.clear()
+        relay._rhythm.asked_to_ring = True
+        relay._rhythm.bell = 2
+        await relay._idle(log)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    assert bells == [1]
+    assert not relay._rhythm.asked_to_ring
+
+
 def test_what_is_not_fresh_is_looked_for_again_soon_only_where_some_was_due() -> None:
     log = Log()
     relay = relay_over(log, 500)

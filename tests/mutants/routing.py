@@ -369,7 +369,7 @@ ROUTING = (
         "full-looked-at-all-the-time",
         "a relay claims as fast as it can beside an organization without permits",
         "no work on a hot path that finds nothing",
-        (Edit("outbox/relay.py", "if rhythm.is_resting(self._clock()):", "if False:"),),
+        (Edit("outbox/relay.py", "if rhythm.resting(self._clock()):", "if False:"),),
         (_HORIZON + "beside_an_organization_without_permits_the_relay_looks_at_leisure",),
     ),
     Mutant(
