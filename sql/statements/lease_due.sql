@@ -103,7 +103,7 @@ chosen AS MATERIALIZED (
 ),
 leased AS (
     UPDATE outbox.delivery d
-    SET state = 'leased', token = %(token)s::bigint, started_at = NULL,
+    SET state = 'leased', token = %(token)s::bigint, started_at = NULL, attempts = d.attempts, -- see take.sql
         lease_until = (SELECT now FROM clock) + make_interval(secs => %(lease_s)s::float8)
     WHERE d.id = ANY (ARRAY(SELECT c.id FROM chosen c))
     RETURNING d.id

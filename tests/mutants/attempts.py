@@ -13,7 +13,11 @@ ATTEMPTS = (
         "take-any-token",
         "a lease starts whatever token the message bears",
         "I2, I3",
-        (statement("take", "AND d.token = i.token ", ""),),
+        (
+            statement(
+                "take", "(d.id, d.token) IN (SELECT u.id, u.token FROM", "d.id IN (SELECT u.id FROM"
+            ),
+        ),
         (_ATTEMPTS + "nothing_starts_after_its_lease_or_with_a_stale_token",),
     ),
     Mutant(
@@ -27,14 +31,14 @@ ATTEMPTS = (
         "take-after-lease",
         "a lease that ran out may still be started",
         "I2",
-        (statement("take", " AND d.lease_until > clock.now", ""),),
+        (statement("take", " AND d.lease_until > (SELECT now FROM clock)", ""),),
         (_ATTEMPTS + "nothing_starts_after_its_lease_or_with_a_stale_token",),
     ),
     Mutant(
         "take-paused",
         "an attempt starts for a subscription that is paused, disabled or removed",
         "a pause is one",
-        (statement("take", "AND s.state = 'active' AND", "AND"),),
+        (statement("take", "SELECT s.state = 'active' AND", "SELECT"),),
         (_ATTEMPTS + "nothing_starts_for_a_destination_that_rests",),
     ),
     Mutant(
