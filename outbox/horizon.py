@@ -84,7 +84,7 @@ class Floor:
         return True
 
 
-QUEUE_S = 0.02
+QUEUE_S = 0.03
 """How long a delivery may wait in the broker when workers keep up: bounds what one organization's
 burst puts in front of another's event, and how many of an endpoint's permits wait unused. With
 0.05 a worker that starts 12,000 a second had 600 of 1,000 permits in its queue."""
@@ -94,8 +94,12 @@ LATER_MAX = 12
 one waits behind them. The 99th percentile of 100 fresh ones a second beside 1,000,000 due retries,
 on two cores: with 20 it went from 14 to 34 and from 16 to 34 ms, with 12 from 15 to 29."""
 
-PERMITS_LEAST = 128
-PERMITS_S = 0.02
+CLAIM_S = 0.015
+"""A claim waits for room for what workers start in this time, between a quarter and half of the
+size: a relay's round costs 3 ms of processor time on a slow machine, however little it claims."""
+
+PERMITS_LEAST = 200
+PERMITS_S = 0.04
 """Where a claim left the lanes it met with fewer permits, the next waits for that many, if they
 should come free so soon: a row without a permit is written once more when it gets one, and small
 claims cost more each (31 us an event for 64, 24 for 250)."""
@@ -148,7 +152,9 @@ class Window:
         """How many events to claim now at most, where `batch` is the most at all; 0 where it is
         better to wait: a claim has a price of its own, so under load a fair batch should fit."""
         room = self.room()
-        if room < min(batch // 2, max(1, self.size() // 4)):
+        size = self.size()
+        fair = max(1, size // 4, min(size // 2, int(self._rate() * CLAIM_S)))
+        if room < min(batch // 2, fair):
             return 0
         age_s = now - self._spare_at
         if age_s > PERMITS_KNOWN_S:
