@@ -3,7 +3,7 @@ a `Settlement`. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -66,16 +66,9 @@ def settlement_of(taken: Tried, outcome: Outcome | None, jitter: Callable[[], fl
         detail = _detail(outcome, verdict)
         if outcome.effects is not None:
             effects = _effects(outcome.effects, taken, outcome.kind is Kind.DELIVERED)
-    return Settlement(
-        id=taken.id,
-        token=taken.token,
-        verdict=verdict.name,
-        charged=verdict.charged,
-        reason=verdict.reason,
-        delay_s=None if verdict.delay is None else verdict.delay.total_seconds(),
-        detail=detail,
-        effects=effects,
-    )
+    delay_s = None if verdict.delay is None else verdict.delay.total_seconds()
+    name, charged, reason = verdict.name, verdict.charged, verdict.reason
+    return Settlement(taken.id, taken.token, name, charged, reason, delay_s, detail, effects)
 
 
 def without_effects(settlement: Settlement) -> Settlement:
@@ -129,14 +122,19 @@ def _moment(value: datetime | None) -> str | None:
     return None if value is None else value.isoformat()
 
 
+def _plain(value: object) -> object:
+    """What orjson does not know: a mapping that is no dict, else its text."""
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
 def _detail(outcome: Outcome, verdict: Verdict) -> str | None:
-    detail = dict(outcome.detail)
+    detail = outcome.detail
     if verdict.ended_by is not None:
-        detail["ended_by"] = verdict.ended_by
+        detail = {**detail, "ended_by": verdict.ended_by}
     if not detail:
         return None
     try:
-        return orjson.dumps(detail, default=str).decode()
+        return orjson.dumps(detail, default=_plain).decode()
     except (orjson.JSONEncodeError, ValueError):
         # Failing to keep a response must never cost a delivery.
         return '{"error": "the detail could not be kept"}'

@@ -35,6 +35,12 @@ RELEASED = Verdict("release", charged=False, reason="shutdown")
 
 
 @lru_cache(maxsize=1024)
+def _delivered(reason: str) -> Verdict:
+    """Nearly all are this one."""
+    return Verdict("delivered", Kind.DELIVERED in CHARGED, reason)
+
+
+@lru_cache(maxsize=1024)
 def policy_of(text: str) -> RetryPolicy:
     """The policy of a subscription, read once."""
     return parse_retry(text)
@@ -51,9 +57,9 @@ def judge(
 
     `age_left` is the time until the maximum age, None without one.
     """
-    charged = outcome.kind in CHARGED
     if outcome.kind is Kind.DELIVERED:
-        return Verdict("delivered", charged, outcome.reason)
+        return _delivered(outcome.reason)
+    charged = outcome.kind in CHARGED
     if outcome.kind in PERMANENT:
         return Verdict("dead", charged, outcome.reason)
     delay: timedelta | None

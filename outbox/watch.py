@@ -95,13 +95,17 @@ class Watch:
         return lost
 
 
-async def in_time(processor: Processor, work: Work) -> Outcome:
-    """One attempt. Its lease is extended while it runs, so only the destination's own timeout
-    bounds it, which the webhook processor keeps by itself; a lost lease ends it too."""
+def in_time(processor: Processor, work: Work) -> Awaitable[Outcome]:
+    """One attempt, to be awaited at once. Its lease is extended while it runs, so only the
+    destination's own timeout bounds it, which the webhook processor keeps by itself; a lost lease
+    ends it too."""
     now = asyncio.get_running_loop().time()
     if work.setup is None or work.setup.timeout is None:
-        return await processor(work, now + ATTEMPT_S_MAX)
-    deadline = now + work.setup.timeout.total_seconds()
+        return processor(work, now + ATTEMPT_S_MAX)
+    return _bounded(processor, work, now + work.setup.timeout.total_seconds())
+
+
+async def _bounded(processor: Processor, work: Work, deadline: float) -> Outcome:
     try:
         async with asyncio.timeout_at(deadline):
             return await processor(work, deadline)

@@ -51,9 +51,10 @@ class Setup:
     timeout: timedelta | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every attempt, and took 2.4 us instead of 0.7
 class Work:
-    """One attempt to make. `body_format` 1 is the standard body, 2 that of database webhooks.
+    """One attempt to make; nobody changes it. `body_format` 1 is the standard body, 2 that of
+    database webhooks.
 
     `occurred_at` is the event's time as it stands in the body (ISO 8601, UTC, microseconds);
     `payload` is the stored JSON text of the event, to be passed on without decoding.

@@ -122,8 +122,7 @@ class Worker:
         """
         faults.passing("before", "receive")
         admitted = self._budget.acquire(len(ids))
-        leases = [(delivery_id, token) for delivery_id in ids]
-        loop = self._loop
+        leases, loop = [(delivery_id, token) for delivery_id in ids], self._loop
         if loop is None or loop.is_closed():
             return  # the lease brings them back
         with suppress(RuntimeError):  # the loop closed meanwhile: likewise
@@ -289,13 +288,16 @@ class Worker:
 
     def _begin(self, running: _Running) -> None:
         self._running[running.taken.id] = running
-        running.task = asyncio.create_task(self._attempt(running))
+        assert self._loop is not None
+        running.task = self._loop.create_task(self._attempt(running))
 
     async def _attempt(self, running: _Running) -> None:
         taken = running.taken
-        outcome: Outcome | None = None
         try:
-            outcome = await self._perform(running)
+            outcome = self._perform(running)
+            if isinstance(outcome, Awaitable):
+                outcome = await outcome
+                faults.passing("after", "request")
         except asyncio.CancelledError:
             outcome = None
         except Exception as error:  # noqa: BLE001 (the one place where exceptions become outcomes)
@@ -308,8 +310,8 @@ class Worker:
         if outcome is not None:
             lane = taken.endpoint_id or taken.subscription_id
             self._health.note(lane, outcome.kind, taken.type)
-        if outcome is not None and outcome.disable_endpoint and taken.endpoint_id is not None:
-            self._gone[taken.endpoint_id] = outcome.reason
+            if outcome.disable_endpoint and taken.endpoint_id is not None:
+                self._gone[taken.endpoint_id] = outcome.reason
 
     def _note_end(self, settlement: Settlement) -> None:
         if not self._ended:
@@ -317,7 +319,7 @@ class Worker:
         self._ended.append(settlement)
         self._end.set()
 
-    async def _perform(self, running: _Running) -> Outcome | None:
+    def _perform(self, running: _Running) -> Awaitable[Outcome] | Outcome | None:
         taken = running.taken
         margin_s = min(self._config.margin_s, self._config.lease_s / 4)
         if self._clock() >= running.until - margin_s:
@@ -328,13 +330,11 @@ class Worker:
         work = self._destinations.work(taken)
         if work is None:
             return Outcome(Kind.INTERNAL, "secret_unusable")
-        if hops_of(work.headers) > HOPS_MAX:
+        if work.headers and hops_of(work.headers) > HOPS_MAX:
             return Outcome(Kind.REJECTED, "too_many_hops")
         faults.passing("before", "request")
         self._watch.begun(taken, work)
-        outcome = await in_time(processor, work)
-        faults.passing("after", "request")
-        return outcome
+        return in_time(processor, work)
 
     # -- settling -------------------------------------------------------------------------------
 

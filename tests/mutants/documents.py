@@ -73,7 +73,7 @@ DOCUMENTS = (
         "hops-unlimited",
         "an event is performed however many hops it is away",
         "no loops",
-        (Edit("outbox/worker.py", "if hops_of(work.headers) > HOPS_MAX:", "if False:"),),
+        (Edit("outbox/worker.py", "hops_of(work.headers) > HOPS_MAX:", "False:"),),
         (_KINDS + "above_eight_hops_a_delivery_is_dead",),
     ),
     Mutant(
