@@ -9,7 +9,6 @@ once, backs off and goes on.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -43,7 +42,7 @@ class Relay:
         bell: Bell | None = None,
         on_broadcasts: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
-        token: Callable[[], int] = lambda: secrets.randbits(62),
+        token: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._open = open_connection
         self._config = config or RelayConfig()
@@ -254,11 +253,10 @@ class Relay:
             self._floor.reached(now, tick.newest_id)
 
     async def _claim(self, dispatch: Dispatch, claim: Claim, window: int) -> Routed:
-        token = self._token()
-        routed = await dispatch.route(claim, window, token)
+        routed = await dispatch.route(claim, window, self._token())
         if routed.leased or routed.waiting:
             self._broker.window.left(self._clock(), routed.spare)
-        await self._broker.hand(dispatch, token, routed.ids)
+        await self._broker.hand(dispatch, routed.token, routed.ids)
         if routed.broadcasts:
             self._on_broadcasts()
         if routed.events:
@@ -296,13 +294,12 @@ class Relay:
         )
         if share <= 0:
             return 0
-        token = self._token()
         window = min(share, config.batch)
         later_max = rhythm.later_max(now, self._broker.window.later_room(), window)
         found = await dispatch.lease_due(
-            rhythm.lane_from, config.lanes_max, window, token, later_max
+            rhythm.lane_from, config.lanes_max, window, self._token(), later_max
         )
-        await self._broker.hand(dispatch, token, found.ids)
+        await self._broker.hand(dispatch, found.token, found.ids)
         if found.idle:
             await self._tend(dispatch)
         rhythm.lane_from = found.lane_last or 0

@@ -5,12 +5,13 @@ Every transaction that leases runs under the dispatch lock, so that limits are e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from outbox.store import arrays
 from outbox.store.connect import REFUSED, HotConnection, Lock
 
 Params = dict[str, Any]
@@ -23,6 +24,14 @@ ROUTE_LIMIT_MS = 1000
 FILTER_LIMIT_MS = 100
 """How long one filter may take over one event, twice in a row, before its subscription is disabled;
 how long one event may take that is routed alone."""
+
+
+OLDEST_KEPT = 128
+"""Of so many lanes a relay remembers the oldest live lease."""
+
+
+def _by_lane(lanes: Sequence[int] | None, oldest: Sequence[int] | None) -> dict[int, int]:
+    return dict(zip(lanes or (), oldest or (), strict=True))
 
 
 def split_ids(packed: bytes | None) -> list[UUID]:
@@ -47,7 +56,8 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Routed:
     """What one routing transaction did. `waiting` deliveries could go but found no permit;
-    `broadcasts` are scheduled for the daemon itself; `spare` permits are left in the lanes met."""
+    `broadcasts` are scheduled for the daemon itself; `spare` permits are left in the lanes met;
+    `token` is that of the leases, `oldest` by lane a token that no live lease is older than."""
 
     ids: list[UUID]
     events: int
@@ -59,13 +69,15 @@ class Routed:
     orgs_full: list[str]
     broadcasts: int = 0
     spare: int = 0
+    token: int = 0
+    oldest: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> Routed:
         """What a row of `route.sql` says."""
-        ids, events, deliveries, leased, waiting, id_max, org_last, full, *more = row
+        ids, events, deliveries, leased, waiting, id_max, org_last, full, *more, lanes, oldest = row
         counts = (events, deliveries, leased, waiting, id_max, org_last)
-        return cls(split_ids(ids), *counts, full or [], *more)
+        return cls(split_ids(ids), *counts, full or [], *[*more, _by_lane(lanes, oldest)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +92,13 @@ class Leased:
     idle: int
     blocked: bool
     later: bool = False
+    token: int = 0
+    oldest: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> Leased:
         """What a row of `lease_due.sql` says."""
-        return cls(split_ids(row[0]), *row[2:])
+        return cls(split_ids(row[0]), *[*row[2:-2], _by_lane(*row[-2:])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +152,7 @@ class Dispatch:
         self._connection = connection
         self._lease_s = lease_s
         self._now: Callable[[], datetime | None] = clock or (lambda: None)
+        self._oldest: dict[int, int] = {}
 
     async def prepare(self) -> None:
         """Set what holds for the session, where there is a session of our own."""
@@ -155,8 +170,9 @@ class Dispatch:
         assert row is not None
         return row
 
-    async def route(self, claim: Claim, window: int, token: int) -> Routed:
-        """Claim pending events, make their deliveries, lease at most `window` of them."""
+    async def route(self, claim: Claim, window: int, token: int | None = None) -> Routed:
+        """Claim pending events, make their deliveries, lease at most `window` of them, under the
+        next token unless one is given."""
         row = await self._one(
             "route",
             {
@@ -168,16 +184,36 @@ class Dispatch:
                 "org_from": claim.org_from,
                 "orgs_skipped": list(claim.orgs_skipped),
                 "window": window,
-                "token": token,
-                "lease_s": self._lease_s,
+                **self._lease(token),
             },
             lock="dispatch_lock",
             limit_ms=ROUTE_LIMIT_MS if claim.events_max > 1 else FILTER_LIMIT_MS,
         )
-        return Routed.of(row)
+        routed = Routed.of(row)
+        self._seen(token, routed.oldest)
+        return routed
+
+    def _lease(self, token: int | None) -> Params:
+        lanes, oldest = arrays.numbers(self._oldest), arrays.numbers(self._oldest.values())
+        return {"token": token, "lease_s": self._lease_s, "lanes": lanes, "oldest": oldest}
+
+    def _seen(self, token: int | None, oldest: Mapping[int, int]) -> None:
+        """Keep where to count from, for the lanes met lately: from the beginning is dear while
+        somebody holds a snapshot. A token that was given proves nothing of those that follow."""
+        if token is None:
+            for lane in oldest:
+                self._oldest.pop(lane, None)
+            self._oldest.update(oldest)
+            for lane in list(self._oldest)[:-OLDEST_KEPT]:
+                del self._oldest[lane]
 
     async def lease_due(
-        self, lane_from: int, lanes_max: int, window: int, token: int, later_max: int | None = None
+        self,
+        lane_from: int,
+        lanes_max: int,
+        window: int,
+        token: int | None = None,
+        later_max: int | None = None,
     ) -> Leased:
         """Lease scheduled deliveries that are due, fair over lanes, within permits; at most
         `later_max` of them retries, replays and redrives."""
@@ -189,12 +225,13 @@ class Dispatch:
                 "lanes_max": lanes_max,
                 "window": window,
                 "later_max": window if later_max is None else later_max,
-                "token": token,
-                "lease_s": self._lease_s,
+                **self._lease(token),
             },
             lock="dispatch_lock",
         )
-        return Leased.of(row)
+        leased = Leased.of(row)
+        self._seen(token, leased.oldest)
+        return leased
 
     async def expire(
         self, rows_max: int, expiries_max: int, since_s: float | None = None

@@ -12,16 +12,20 @@
 -- lane_from   bigint: lanes > lane_from
 -- window      int: leases to hand out at most
 -- later_max   int: of those, to retries, replays and redrives
--- token       bigint
+-- token       bigint or null; lanes, oldest bigint[]: see route.sql
 -- lease_s     float8
 -- One row: ids (bytea, 16 bytes each), leased, lane_last (null when the scan reached the end),
 -- next_due_s (float8: seconds until the next delivery or probe of the lanes visited is due, null if
 -- none),
 -- idle (int: due deliveries seen that are not to be leased: overdue, paused, disabled, removed),
 -- blocked (boolean: something is due in a lane that has no permit or token left),
--- later (boolean: retries, replays or redrives were due)
+-- later (boolean: retries, replays or redrives were due), token, lanes and oldest (see route.sql)
 WITH RECURSIVE clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
+),
+drawn AS MATERIALIZED (
+    SELECT coalesce(%(token)s::bigint, (pg_catalog.nextval('outbox.lease_token') << 20)
+                                       | pg_catalog.floor(pg_catalog.random() * 1048576)::bigint) AS token
 ),
 -- The first due time of each lane that holds scheduled work, queue by queue.
 scan (queue, lane, due_at, n) AS (
@@ -42,11 +46,14 @@ seen AS MATERIALIZED (
 ),
 lanes AS MATERIALIZED (
     SELECT s.lane, n.rate_per_s, r.tokens, coalesce(n.concurrency, 2147483647) AS concurrency,
-           used.n AS used, used.retries, h.probe_at,
+           used.n AS used, used.retries, h.probe_at, CASE WHEN n.concurrency IS NOT NULL THEN least(used.oldest, drawn.token) END AS oldest,
            least(CASE WHEN h.probe_at IS NULL THEN coalesce(n.concurrency, 2147483647) - used.n
                       WHEN h.probe_at <= clock.now AND used.n = 0 THEN 1 ELSE 0 END,
                  floor(coalesce(r.tokens, 2147483647)), %(window)s::int)::bigint AS free
-    FROM clock, seen s
+    FROM clock, drawn, (
+        SELECT s.*, coalesce((SELECT k.oldest FROM unnest(%(lanes)s::bigint[], %(oldest)s::bigint[]) k (lane, oldest)
+                              WHERE k.lane = s.lane LIMIT 1), 0) AS since FROM seen s
+        OFFSET 0) s
     LEFT JOIN LATERAL (
         SELECT n.state, n.concurrency, n.rate_per_s FROM outbox.endpoint n WHERE n.id = s.lane
         UNION ALL
@@ -54,10 +61,11 @@ lanes AS MATERIALIZED (
         OFFSET 0) n ON true
     LEFT JOIN LATERAL (SELECT h.probe_at FROM outbox.lane_health h WHERE h.lane = s.lane OFFSET 0) h ON true
     CROSS JOIN LATERAL (
-        SELECT count(*) AS n, count(*) FILTER (WHERE x.queue > 0) AS retries FROM (
-            SELECT d.queue FROM outbox.delivery d
-            WHERE d.lane = s.lane AND d.state = 'leased' AND d.lease_until > clock.now
-            LIMIT n.concurrency) x) used
+        SELECT count(*) AS n, count(*) FILTER (WHERE x.queue > 0) AS retries, min(x.token) AS oldest FROM (
+            SELECT d.queue, d.token FROM outbox.delivery d
+            WHERE d.lane = s.lane AND d.state = 'leased' AND d.token >= s.since AND d.lease_until > clock.now
+            ORDER BY d.token -- see route.sql
+            LIMIT coalesce(n.concurrency, 1)) x) used
     CROSS JOIN LATERAL (
         SELECT CASE WHEN n.rate_per_s IS NOT NULL THEN coalesce((
             SELECT least(greatest(1, n.rate_per_s / 10),
@@ -103,7 +111,7 @@ chosen AS MATERIALIZED (
 ),
 leased AS (
     UPDATE outbox.delivery d
-    SET state = 'leased', token = %(token)s::bigint, started_at = NULL, attempts = d.attempts, -- see take.sql
+    SET state = 'leased', token = (SELECT token FROM drawn), started_at = NULL, attempts = d.attempts, -- see take.sql
         lease_until = (SELECT now FROM clock) + make_interval(secs => %(lease_s)s::float8)
     WHERE d.id = ANY (ARRAY(SELECT c.id FROM chosen c))
     RETURNING d.id
@@ -131,4 +139,7 @@ SELECT (SELECT string_agg(uuid_send(l.id), '') FROM leased l) AS ids,
        + (SELECT count(*) FROM clock, seen s LEFT JOIN lanes l USING (lane)
           WHERE s.due_at <= clock.now AND l.lane IS NULL) AS idle,
        EXISTS (SELECT FROM lanes l WHERE l.probe_at IS NULL AND (l.free <= 0 OR l.tokens < 2)) AS blocked,
-       EXISTS (SELECT FROM clock, scan s WHERE s.queue > 0 AND s.due_at <= clock.now) AS later
+       EXISTS (SELECT FROM clock, scan s WHERE s.queue > 0 AND s.due_at <= clock.now) AS later,
+       (SELECT d.token FROM drawn d) AS token, o.lanes, o.oldest
+FROM (SELECT array_agg(l.lane) AS lanes, array_agg(l.oldest) AS oldest FROM (
+          SELECT l.lane, l.oldest FROM lanes l WHERE l.oldest IS NOT NULL ORDER BY l.used DESC LIMIT 64) l) o

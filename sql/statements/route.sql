@@ -13,15 +13,22 @@
 -- org_from       text: where the loose scan begins ('' = the first)
 -- orgs_skipped   text[]: organizations a fair claim leaves alone
 -- window         int: leases to hand out at most
--- token          bigint: the lease token
+-- token          bigint or null: the lease token, for tests; null draws the next one
+-- lanes, oldest  bigint[]: of lanes, a token that no live lease is older than
 -- lease_s        float8: length of the lease in seconds
 -- One row: ids (bytea, 16 bytes a leased delivery, organizations in turn), events, deliveries,
 -- leased, waiting (ready but without a permit), id_max (of the claimed), org_last (visited), orgs_full (text[]: all of whose deliveries
 -- had to wait), broadcasts (deliveries that the daemon itself performs), spare (permits and tokens left
--- in the lanes met)
+-- in the lanes met), token, lanes and oldest (bigint[]: for the next claim)
 WITH RECURSIVE clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
+),
+-- Drawn under the lock, so that tokens rise with time; random below, so that none comes twice, also
+-- where a database was set back.
+drawn AS MATERIALIZED (
+    SELECT coalesce(%(token)s::bigint, (pg_catalog.nextval('outbox.lease_token') << 20)
+                                       | pg_catalog.floor(pg_catalog.random() * 1048576)::bigint) AS token
 ),
 epoch AS MATERIALIZED (
     SELECT i.first_event_id, i.salt, i.hold_event_id FROM outbox.installation i
@@ -157,20 +164,25 @@ turns AS MATERIALIZED (
         FROM matched m WHERE m.order_key IS NOT NULL) t
 ),
 lanes AS MATERIALIZED (
-    SELECT l.lane, l.rate_per_s, r.tokens, h.open,
+    SELECT l.lane, l.rate_per_s, r.tokens, h.open, used.n, CASE WHEN l.concurrency IS NOT NULL THEN least(used.oldest, drawn.token) END AS oldest,
            -- Who came earlier and waits for a permit goes first.
            CASE WHEN EXISTS (SELECT FROM outbox.delivery d
                              WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 0
                                AND d.due_at <= clock.now) THEN 0 ELSE least(coalesce(l.concurrency, 2147483647) - used.n, floor(coalesce(r.tokens, 2147483647)))::bigint END AS free
-    FROM clock, (SELECT DISTINCT m.lane, m.concurrency, m.rate_per_s FROM matched m
-          WHERE m.held_reason IS NULL AND m.lane > 0 AND m.order_key IS NULL) l
+    FROM clock, drawn, (
+        SELECT m.*, coalesce((SELECT k.oldest FROM unnest(%(lanes)s::bigint[], %(oldest)s::bigint[]) k (lane, oldest)
+                              WHERE k.lane = m.lane LIMIT 1), 0) AS since
+        FROM (SELECT DISTINCT m.lane, m.concurrency, m.rate_per_s FROM matched m
+              WHERE m.held_reason IS NULL AND m.lane > 0 AND m.order_key IS NULL) m
+        OFFSET 0) l
     CROSS JOIN LATERAL (
         SELECT EXISTS (SELECT FROM outbox.lane_health h WHERE h.lane = l.lane AND h.probe_at IS NOT NULL) AS open) h
     CROSS JOIN LATERAL (
-        SELECT count(*) AS n FROM (
-            SELECT FROM outbox.delivery d
-            WHERE d.lane = l.lane AND d.state = 'leased' AND d.lease_until > clock.now
-            LIMIT l.concurrency) x) used
+        SELECT count(*) AS n, min(x.token) AS oldest FROM (
+            SELECT d.token FROM outbox.delivery d
+            WHERE d.lane = l.lane AND d.state = 'leased' AND d.token >= l.since AND d.lease_until > clock.now
+            ORDER BY d.token -- which the index of all leases cannot give, whatever the statistics
+            LIMIT coalesce(l.concurrency, 0)) x) used
     CROSS JOIN LATERAL (
         SELECT CASE WHEN l.rate_per_s IS NOT NULL THEN coalesce((
             SELECT least(greatest(1, l.rate_per_s / 10),
@@ -205,10 +217,10 @@ created AS (
         due_at, expires_at, age_limit_at, token, lease_until, held_at, held_reason)
     SELECT f.id, f.event_id, f.slot, f.subscription_id, f.revision, f.lane, f.org_id, f.order_key, f.state,
            f.due_at, f.expires_at, f.age_limit_at,
-           CASE WHEN f.state = 'leased' THEN %(token)s::bigint END,
+           CASE WHEN f.state = 'leased' THEN drawn.token END,
            CASE WHEN f.state = 'leased' THEN clock.now + make_interval(secs => %(lease_s)s::float8) END,
            CASE WHEN f.state = 'held' THEN clock.now END, f.why
-    FROM clock, fated f WHERE f.real AND f.dropped IS NULL
+    FROM clock, drawn, fated f WHERE f.real AND f.dropped IS NULL
     ON CONFLICT (id) DO NOTHING
 ),
 spent AS (
@@ -236,10 +248,14 @@ SELECT f.ids, (SELECT count(*) FROM claimed) AS events, f.deliveries, f.leased, 
             SELECT coalesce(f.org_id, '') AS org FROM fated f WHERE f.real GROUP BY 1
             HAVING bool_and(f.state = 'scheduled' AND f.ready)) o) END AS orgs_full,
        f.broadcasts,
-       (SELECT coalesce(sum(greatest(l.free, 0)), 0)::bigint FROM lanes l) - f.leased AS spare
+       (SELECT coalesce(sum(greatest(l.free, 0)), 0)::bigint FROM lanes l) - f.leased AS spare,
+       (SELECT d.token FROM drawn d) AS token, o.lanes, o.oldest
 FROM (SELECT string_agg(uuid_send(f.id), '' ORDER BY f.nth) FILTER (WHERE f.state = 'leased') AS ids,
              count(*) FILTER (WHERE f.real AND f.dropped IS NULL) AS deliveries,
              count(*) FILTER (WHERE f.state = 'leased') AS leased,
              count(*) FILTER (WHERE f.real AND f.state = 'scheduled' AND f.ready) AS waiting,
              count(*) FILTER (WHERE f.real AND f.lane < 0) AS broadcasts
       FROM fated f) f
+CROSS JOIN (
+    SELECT array_agg(l.lane) AS lanes, array_agg(l.oldest) AS oldest FROM (
+        SELECT l.lane, l.oldest FROM lanes l WHERE l.oldest IS NOT NULL ORDER BY l.n DESC LIMIT 64) l) o

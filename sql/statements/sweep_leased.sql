@@ -1,20 +1,21 @@
 -- Brings the leased deliveries of a lane into line with the state of their destinations, batch by
--- batch in order of lease: removed ones are cancelled; paused or disabled ones are held unless an
+-- batch in order of token: removed ones are cancelled; paused or disabled ones are held unless an
 -- attempt has started. The token goes, so that a late take or settle changes nothing. Runs under
 -- the lock of configuration.
 --
 -- lane      bigint
--- after_at  timestamptz, after_id uuid: where the batch before ended ('-infinity' at first)
+-- after_at  text: the token, after_id uuid: where the batch before ended ('-infinity' at first)
 -- rows_max  int
 -- One row: looked (int), held, released, cancelled (counts), last_at (text), last_id
 WITH clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now, (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
 ),
 looked AS MATERIALIZED (
-    SELECT d.id, d.lease_until AS at FROM outbox.delivery d
-    WHERE d.lane = %(lane)s::bigint AND d.state = 'leased' AND d.lease_until >= %(after_at)s::timestamptz
-      AND (d.lease_until, d.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
-    ORDER BY d.lease_until, d.id LIMIT %(rows_max)s::int
+    SELECT d.id, d.token AS at FROM outbox.delivery d, (
+        SELECT coalesce(nullif(%(after_at)s::text, '-infinity')::bigint, 0) AS token) a
+    WHERE d.lane = %(lane)s::bigint AND d.state = 'leased' AND d.token >= a.token
+      AND (d.token, d.id) > (a.token, %(after_id)s::uuid)
+    ORDER BY d.token, d.id LIMIT %(rows_max)s::int
 ),
 own AS MATERIALIZED (
     SELECT d.*, CASE WHEN s.state = 'removed' OR n.state = 'removed' THEN 'removed'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -116,6 +116,8 @@ class Engine:
         claim: Claim | None = None,
         now: datetime | None = None,
         connection: Connection | None = None,
+        oldest: Mapping[int, int] | None = None,
+        drawn: bool = False,
     ) -> tuple[Routed, int]:
         """Route; returns what was done and the token."""
         claim, token = claim or Claim(10_000), next(self._tokens)
@@ -126,8 +128,10 @@ class Engine:
                 **asdict(claim),
                 "orgs_skipped": list(claim.orgs_skipped),
                 "window": window,
-                "token": token,
+                "token": None if drawn else token,
                 "lease_s": LEASE_S,
+                "lanes": list(oldest or ()),
+                "oldest": list((oldest or {}).values()),
             },
             connection,
         )
@@ -147,6 +151,8 @@ class Engine:
         lanes_max: int = 100,
         later_max: int | None = None,
         connection: Connection | None = None,
+        oldest: Mapping[int, int] | None = None,
+        drawn: bool = False,
     ) -> tuple[Leased, int]:
         token = next(self._tokens)
         row = self._locked(
@@ -157,8 +163,10 @@ class Engine:
                 "lanes_max": lanes_max,
                 "window": window,
                 "later_max": window if later_max is None else later_max,
-                "token": token,
+                "token": None if drawn else token,
                 "lease_s": LEASE_S,
+                "lanes": list(oldest or ()),
+                "oldest": list((oldest or {}).values()),
             },
             connection,
         )

@@ -340,7 +340,48 @@ def test_permits_are_exact_with_two_relays_racing(engine: Engine) -> None:
 
 def _lease_params() -> dict[str, Any]:
     limits = {"lanes_max": 9, "window": 99, "later_max": 99}
-    return {"now": None, "lane_from": 0, "token": 999, "lease_s": 30, **limits}
+    oldest: dict[str, Any] = {"lanes": [], "oldest": []}
+    return {"now": None, "lane_from": 0, "token": 999, "lease_s": 30, **oldest, **limits}
+
+
+def test_a_claim_tells_the_oldest_live_lease_of_its_lane(engine: Engine) -> None:
+    """From which on the next claim counts: none that lives is older, however the others end."""
+    lane = engine.endpoint(concurrency=5)
+    engine.subscribe(endpoint_id=lane)
+    engine.emit(2)
+    first = engine.leases(10)
+    engine.emit(2)
+    routed, second = engine.route(10, oldest={lane: first[0][1]})
+    assert routed.oldest == {lane: first[0][1]}
+    engine.emit(2)
+    routed, third = engine.route(10, oldest=routed.oldest)
+    assert (routed.leased, routed.waiting) == (1, 1)
+    engine.take(first)
+    engine.settle(first, "delivered")
+    leased, fourth = engine.lease_due(10, oldest=routed.oldest)
+    assert (len(leased.ids), leased.oldest) == (1, {lane: second})
+    engine.emit(2)
+    routed, _ = engine.route(10, oldest=leased.oldest)
+    assert (routed.leased, routed.waiting, routed.oldest) == (1, 1, {lane: second})
+    assert first[0][1] < second < third < fourth
+
+
+def test_a_lane_without_live_leases_is_counted_from_this_claim_on(engine: Engine) -> None:
+    lane = engine.endpoint(concurrency=5)
+    engine.subscribe(endpoint_id=lane)
+    engine.emit(1)
+    routed, token = engine.route(0)
+    assert routed.oldest == {lane: token}
+
+
+def test_tokens_rise_unless_they_are_given(engine: Engine) -> None:
+    engine.subscribe()
+    found = []
+    for _ in range(3):
+        engine.emit(1)
+        found.append(engine.route(10, drawn=True)[0].token)
+        found.append(engine.lease_due(10, drawn=True)[0].token)
+    assert found == sorted(set(found))
 
 
 def test_expired_leases_hold_no_permit(engine: Engine) -> None:

@@ -41,7 +41,7 @@ ORDERING = (
                 "m.order_key IS NULL AND m.dropped IS NULL",
                 "m.dropped IS NULL",
             ),
-            statement("route", "m.lane > 0 AND m.order_key IS NULL) l", "m.lane > 0) l"),
+            statement("route", "m.lane > 0 AND m.order_key IS NULL) m", "m.lane > 0) m"),
         ),
         (_ORDER + "nothing_is_leased_at_routing_and_unordered_deliveries_are",),
     ),

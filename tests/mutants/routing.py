@@ -90,7 +90,7 @@ ROUTING = (
             statement(
                 "route",
                 "FROM clock, fated f GROUP BY f.event_id",
-                "FROM clock, fated f WHERE f.real GROUP BY f.event_id",
+                "FROM clock, drawn, fated f WHERE f.real GROUP BY f.event_id",
             ),
         ),
         (_ROUTE + "an_event_that_matches_nothing_still_has_its_fact",),
@@ -102,8 +102,8 @@ ROUTING = (
         (
             statement(
                 "route",
-                "FROM clock, fated f WHERE f.real AND f.dropped IS NULL\n",
-                "FROM clock, fated f WHERE f.real AND f.state = 'leased'\n",
+                "FROM clock, drawn, fated f WHERE f.real AND f.dropped IS NULL\n",
+                "FROM clock, drawn, fated f WHERE f.real AND f.state = 'leased'\n",
             ),
         ),
         (_ROUTE + "the_window_bounds_leases_and_organizations_take_turns",),
@@ -232,6 +232,13 @@ ROUTING = (
         (_ROUTE + "what_is_leased_already_counts_against_the_concurrency",),
     ),
     Mutant(
+        "permits-counted-from-now",
+        "a claim tells the next one to count from itself on, whatever older leases live",
+        "an endpoint's concurrency",
+        (statement("route", "least(used.oldest, drawn.token) END", "drawn.token END"),),
+        (_ROUTE + "a_claim_tells_the_oldest_live_lease_of_its_lane",),
+    ),
+    Mutant(
         "due-beyond-concurrency",
         "due work is leased without counting what is leased",
         "an endpoint's concurrency",
@@ -251,8 +258,8 @@ ROUTING = (
         (
             statement(
                 "route",
-                "AND d.state = 'leased' AND d.lease_until > clock.now",
-                "AND d.state = 'leased'",
+                "AND d.token >= l.since AND d.lease_until > clock.now",
+                "AND d.token >= l.since",
             ),
         ),
         (_ROUTE + "expired_leases_hold_no_permit",),

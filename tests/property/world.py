@@ -124,6 +124,7 @@ class World:
     tokens: Any = field(default_factory=lambda: itertools.count(1))
     folded: dict[UUID, DeliveryState] = field(default_factory=dict)
     open: dict[int, set[int]] = field(default_factory=dict)
+    oldest: dict[int, int] = field(default_factory=dict)
     broken: bool = False
 
     def __post_init__(self) -> None:
@@ -212,16 +213,21 @@ class World:
     def route(self, claim: Claim, window: int, fate: Fate = Fate.DONE, who: int = 0) -> list[Lease]:
         token = next(self.tokens)
         params = {"now": None, **asdict(claim), "orgs_skipped": list(claim.orgs_skipped)}
-        params |= {"window": window, "token": token, "lease_s": LEASE_S}
+        params |= {"window": window, "token": token, "lease_s": LEASE_S, **self.oldest_known()}
 
         def spec(before: Snapshot, after: Snapshot, rows: list[Row]) -> Spec:
             [row] = rows
+            self.oldest.update(zip(row[-2] or (), row[-1] or (), strict=True))
             found = self.model.route(before, after, self.now, claim, window, token)
             _handed(row[0], after, token)
             assert row[1] == len(found.claimed)
             return found
 
         return _leases(self.step(lambda c: locked(c, "route", params), spec, fate, who), token)
+
+    def oldest_known(self) -> dict[str, list[int]]:
+        """Of each lane the oldest live lease that a relay has seen: what it counts from."""
+        return {"lanes": list(self.oldest), "oldest": list(self.oldest.values())}
 
     def lease_due(
         self,
@@ -236,9 +242,10 @@ class World:
         token = next(self.tokens)
         params: dict[str, Any] = {"now": None, "lane_from": lane_from, "lanes_max": lanes_max}
         params["later_max"] = later_max
-        params |= {"window": window, "token": token, "lease_s": LEASE_S}
+        params |= {"window": window, "token": token, "lease_s": LEASE_S, **self.oldest_known()}
 
         def spec(before: Snapshot, after: Snapshot, rows: list[Row]) -> Spec:
+            self.oldest.update(zip(rows[0][-2] or (), rows[0][-1] or (), strict=True))
             _handed(rows[0][0], after, token)
             return self.model.lease_due(
                 before, after, self.now, window, token, lane_from, lanes_max, later_max
