@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
@@ -20,24 +20,22 @@ from uuid import UUID
 import structlog
 
 from outbox import faults
-from outbox.attempt import fitting, settlement_of, without_effects
+from outbox.attempt import settlement_of
 from outbox.budget import Budget
 from outbox.destinations import Destinations
 from outbox.effects import HOPS_MAX, hops_of
 from outbox.health import Health
 from outbox.outcome import Kind, Outcome, from_exception
 from outbox.secrets import KeyRing
-from outbox.store.attempts import Attempts, Settlement, Taken
-from outbox.store.connect import FAILED, REFUSED, HotConnection, describe
+from outbox.settling import Settling
+from outbox.store.attempts import Attempts, Taken
+from outbox.store.connect import FAILED, HotConnection, describe
 from outbox.waiting import wait_at_most
 from outbox.watch import Processor, Watch, in_time
 
 __all__ = ["Processor", "Worker", "WorkerConfig"]
 
 log = structlog.get_logger("outbox.worker")
-
-SETTLE_BYTES_MAX = 32 * 1024 * 1024
-"""What attempts bring about that one statement writes: PostgreSQL takes no more than a gigabyte."""
 
 REPORT_S = 0.2
 """How often a worker reports the health of its lanes."""
@@ -102,9 +100,7 @@ class Worker:
         self._arrived: list[Lease] = []
         self._refused: list[Lease] = []
         self._arrival = asyncio.Event()
-        self._ended: list[Settlement] = []
-        self._ended_since = 0.0
-        self._end = asyncio.Event()
+        self._settling = Settling(clock, self._config.settle_max)
         self._gone: dict[int, str] = {}
         self._health = Health()
         self._watch = Watch(clock, self._arrival.set)
@@ -157,7 +153,7 @@ class Worker:
         self._stopping = True
         self._budget.close()
         self._arrival.set()
-        self._end.set()
+        self._settling.news.set()
 
     def abandon(self) -> None:
         """End what still runs: given back unfinished and uncharged."""
@@ -219,7 +215,7 @@ class Worker:
                 if (running := self._running.get(lost)) and running.task is not None:
                     running.task.cancel()
 
-    async def _gather(self, batch: Sequence[object], size: int, last_at: float) -> None:
+    async def _gather(self, batch: Sized, size: int, last_at: float) -> None:
         """Let a batch grow where one was sent just now: a statement has a price of its own."""
         left_s = last_at + self._config.gather_s - self._clock()
         if left_s > 0 and len(batch) < size // 2 and not self._stopping:
@@ -228,8 +224,7 @@ class Worker:
     def _cannot_settle(self) -> bool:
         """Whether outcomes have waited so long that what is begun now would be repeated by others:
         what is not begun runs out uncharged."""
-        waited_s = self._clock() - self._ended_since
-        return bool(self._ended) and waited_s > self._config.lease_s / 3
+        return self._settling.waits_s > self._config.lease_s / 3
 
     async def _take(self, attempts: Attempts) -> None:
         leases = self._arrived[: self._config.take_max]
@@ -246,7 +241,7 @@ class Worker:
             await self._destinations.load(attempts, taken)
         except BaseException:
             for one in taken:
-                self._note_end(settlement_of(one, None, self._jitter))
+                self._settling.note(settlement_of(one, None, self._jitter))
             raise
         for one in taken:
             # Reckoned from before the statement: the lease can only be longer than we think.
@@ -306,18 +301,12 @@ class Worker:
         self._running.pop(taken.id, None)
         settlement = settlement_of(taken, outcome, self._jitter)
         self._watch.ended(settlement)
-        self._note_end(settlement)
+        self._settling.note(settlement)
         if outcome is not None:
             lane = taken.endpoint_id or taken.subscription_id
             self._health.note(lane, outcome.kind, taken.type)
             if outcome.disable_endpoint and taken.endpoint_id is not None:
                 self._gone[taken.endpoint_id] = outcome.reason
-
-    def _note_end(self, settlement: Settlement) -> None:
-        if not self._ended:
-            self._ended_since = self._clock()
-        self._ended.append(settlement)
-        self._end.set()
 
     def _perform(self, running: _Running) -> Awaitable[Outcome] | Outcome | None:
         taken = running.taken
@@ -340,10 +329,10 @@ class Worker:
 
     async def _settle_loop(self, attempts: Attempts) -> None:
         while not self._done():
-            await wait_at_most(self._end, 0.5)
-            self._end.clear()
-            while self._ended:
-                await self._gather(self._ended, self._config.settle_max, self._settled_at)
+            await wait_at_most(self._settling.news, 0.5)
+            self._settling.news.clear()
+            while self._settling:
+                await self._gather(self._settling, self._config.settle_max, self._settled_at)
                 await self._settle(attempts)
                 self._settled_at = self._clock()
             for endpoint_id, reason in list(self._gone.items()):
@@ -363,16 +352,8 @@ class Worker:
             log.warning("worker.circuit_open", lanes=open_lanes)
 
     async def _settle(self, attempts: Attempts) -> None:
-        batch = fitting(self._ended[: self._config.settle_max], SETTLE_BYTES_MAX)
-        try:
-            ours = await attempts.settle(batch)
-        except REFUSED as error:
-            ours = await self._settle_apart(attempts, batch, error)
-        # Only now: after a lost connection the batch is settled again, and the token tells.
-        del self._ended[: len(batch)]
-        self._ended_since = self._clock()
+        batch, lost = await self._settling.write(attempts)
         self._budget.free(len(batch))
-        lost = len(batch) - len(ours)
         self.stale += lost
         counts = Counter([one.verdict for one in batch])
         log.info("worker.settled", stale=lost, **counts)
@@ -381,20 +362,3 @@ class Worker:
             log.warning("worker.dead_letters", count=counts["dead"], reasons=reasons)
         if self._stopping:
             self._arrival.set()
-
-    async def _settle_apart(
-        self, attempts: Attempts, batch: Sequence[Settlement], error: BaseException
-    ) -> set[UUID]:
-        """Settle a batch that holds something PostgreSQL refuses. A detail that is no jsonb is left
-        out, for the outcome counts; effects that cannot be written undo their own attempt alone."""
-        log.error("worker.detail_refused", error=describe(error))
-        ours = await attempts.settle([s._replace(detail=None) for s in batch if s.effects is None])
-        for one in batch:
-            if one.effects is None:
-                continue
-            try:
-                ours |= await attempts.settle([one._replace(detail=None)])
-            except REFUSED as refusal:
-                log.error("worker.effects_refused", delivery=str(one.id), error=describe(refusal))
-                ours |= await attempts.settle([without_effects(one)])
-        return ours

@@ -125,6 +125,19 @@ class Attempts:
         cursor = await self._connection.run("settle", params)
         return {row[0] for row in await cursor.fetchall()}
 
+    async def settle_delivered(self, ended: Sequence[Settlement]) -> int:
+        """End attempts that were delivered, without effects; returns how many were still ours."""
+        params = {
+            "now": self._now(),
+            "ids": arrays.uuids([s.id for s in ended]),
+            "tokens": arrays.numbers([s.token for s in ended]),
+            "reasons": arrays.texts([s.reason for s in ended]),
+            "details": arrays.texts([s.detail for s in ended]),
+        }
+        row = await (await self._connection.run("settle_delivered", params)).fetchone()
+        assert row is not None
+        return int(row[0])
+
     async def extend(self, leases: Sequence[tuple[UUID, int]], lease_s: float) -> set[UUID]:
         """Lengthen leases to `lease_s` from now; returns the ids that were still ours."""
         params = {

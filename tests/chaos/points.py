@@ -255,7 +255,8 @@ STEPS: dict[str, dict[str, Provoke]] = {
         "node_leave": _told_to_end,
     },
     "worker": {
-        **dict.fromkeys(("receive", "take", "load_endpoints", "request", "settle"), _nothing),
+        **dict.fromkeys(("receive", "take", "load_endpoints", "request"), _nothing),
+        **dict.fromkeys(("settle", "settle_delivered"), _nothing),
         **dict.fromkeys(("load_setups", "watch"), _perform),
         "extend": _nothing,
         "lane_report": _nothing,
@@ -274,7 +275,9 @@ BROADCAST = {"broadcast_call", "broadcast_check"}
 """Broadcasts by realtime.send alone. It dies in tests/broadcast/test_cut_off.py."""
 ASIDE = {"replay_move", "owed_now"}
 """A replay that is paused over a slow filter; a look before a drain ends. One statement each."""
-OFTEN = {"tick", "route", "send", "receive", "take", "request", "settle", "order_advance"}
+OFTEN = {
+    "tick", "route", "send", "receive", "take", "request", "settle_delivered", "order_advance",
+}  # fmt: skip
 """Steps that come often enough to die at a later pass."""
 
 POINTS = [

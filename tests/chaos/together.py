@@ -29,7 +29,7 @@ STRIKING = [
 QUICK = [
     (role, when, step)
     for role, when, step in POINTS
-    if step in {"tick", "route", "send", "receive", "take", "request", "settle"}
+    if step in {"tick", "route", "send", "receive", "take", "request", "settle_delivered"}
 ]
 
 

@@ -102,11 +102,13 @@ def test_the_body_format_is_that_of_the_revision_it_was_routed_under(
 # -- settle ---------------------------------------------------------------------------------------
 
 
-def test_delivered_ends_it_with_a_fact_and_no_row(engine: Engine, lease: Lease) -> None:
+@pytest.mark.parametrize("verdict", ["delivered", "plain"])
+def test_delivered_ends_it_with_a_fact_and_no_row(
+    engine: Engine, lease: Lease, verdict: str
+) -> None:
     engine.take([lease])
-    assert engine.settle([lease], "delivered", reason="http_200", detail='{"status": 200}') == {
-        lease[0]
-    }
+    more = {"reason": "http_200", "detail": '{"status": 200}'}
+    assert engine.settle([lease], verdict, **more) == {lease[0]}
     assert engine.states() == {}
     assert engine.facts(lease[0]) == [("delivered", "http_200", True, 1)]
     engine.check()
@@ -158,7 +160,7 @@ def test_a_release_is_due_at_once_and_free(engine: Engine, lease: Lease) -> None
     engine.check()
 
 
-@pytest.mark.parametrize("verdict", ["delivered", "retry", "dead", "release"])
+@pytest.mark.parametrize("verdict", ["delivered", "plain", "retry", "dead", "release"])
 def test_a_stale_token_changes_nothing(engine: Engine, lease: Lease, verdict: str) -> None:
     """I3."""
     engine.take([lease])
@@ -169,7 +171,7 @@ def test_a_stale_token_changes_nothing(engine: Engine, lease: Lease, verdict: st
     assert image(engine) == before
 
 
-@pytest.mark.parametrize("verdict", ["delivered", "retry", "dead", "release"])
+@pytest.mark.parametrize("verdict", ["delivered", "plain", "retry", "dead", "release"])
 def test_what_was_leased_again_belongs_to_the_new_token(
     engine: Engine, lease: Lease, verdict: str
 ) -> None:
@@ -183,14 +185,16 @@ def test_what_was_leased_again_belongs_to_the_new_token(
     assert engine.extend([lease], 99.0, now) == set()
     assert image(engine) == before
     engine.take([new], now)
-    assert engine.settle([new], "delivered", now=now) == {new[0]}
-    assert engine.settle([new], "delivered", now=now) == set()
+    last = "plain" if verdict == "plain" else "delivered"
+    assert engine.settle([new], last, now=now) == {new[0]}
+    assert engine.settle([new], last, now=now) == set()
     engine.check()
 
 
-def test_what_never_started_cannot_be_settled(engine: Engine, lease: Lease) -> None:
+@pytest.mark.parametrize("verdict", ["delivered", "plain"])
+def test_what_never_started_cannot_be_settled(engine: Engine, lease: Lease, verdict: str) -> None:
     before = image(engine)
-    assert engine.settle([lease], "delivered") == set()
+    assert engine.settle([lease], verdict) == set()
     assert image(engine) == before
 
 

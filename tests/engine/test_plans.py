@@ -112,7 +112,7 @@ class Backlog:
 
     def start(self, name: str, ids: list[Any]) -> None:
         """Bring the leases into the state that the statement wants."""
-        at = "clock_timestamp()" if name == "settle" else "NULL"
+        at = "clock_timestamp()" if name.startswith("settle") else "NULL"
         self.engine.run(f"UPDATE outbox.delivery SET started_at = {at} WHERE id = ANY (%s)", ids)
 
 
@@ -135,6 +135,9 @@ STATEMENTS: dict[str, dict[str, Any]] = {
         "now": None, "tokens": [7] * BATCH, "verdicts": ["delivered", "retry"] * (BATCH // 2),
         "charged": [True] * BATCH, "reasons": ["x"] * BATCH, "delays_s": [5.0] * BATCH,
         "details": [None] * BATCH, "effects": [None] * BATCH,
+    },
+    "settle_delivered": {
+        "now": None, "tokens": [7] * BATCH, "reasons": ["x"] * BATCH, "details": [None] * BATCH,
     },
     "extend": {"now": None, "tokens": [7] * BATCH, "lease_s": 30.0},
     "watch": {
@@ -276,7 +279,7 @@ def test_counting_permits_costs_what_a_lane_has_under_way(backlog: Backlog, name
     assert after <= 2 * before + 20, f"{before} blocks, then {after}"
 
 
-@pytest.mark.parametrize("name", ["take", "settle", "extend"])
+@pytest.mark.parametrize("name", ["take", "settle", "settle_delivered", "extend"])
 def test_a_plan_made_while_all_was_empty_reaches_rows_by_their_id(
     backlog: Backlog, name: str
 ) -> None:

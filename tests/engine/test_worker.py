@@ -44,18 +44,18 @@ def test_what_comes_close_behind_another_gathers_into_few_batches(
     engine.emit(26)
     leases = engine.leases()
     taken, settled = [], []
-    take, settle = Attempts.take, Attempts.settle
+    take, settle = Attempts.take, Attempts.settle_delivered
 
     async def count_taken(self: Attempts, some: Sequence[Lease]) -> list[Taken]:
         taken.append(len(some))
         return await take(self, some)
 
-    async def count_settled(self: Attempts, some: Sequence[Settlement]) -> set[UUID]:
+    async def count_settled(self: Attempts, some: Sequence[Settlement]) -> int:
         settled.append(len(some))
         return await settle(self, some)
 
     monkeypatch.setattr(Attempts, "take", count_taken)
-    monkeypatch.setattr(Attempts, "settle", count_settled)
+    monkeypatch.setattr(Attempts, "settle_delivered", count_settled)
 
     async def run() -> None:
         processor = Scripted()

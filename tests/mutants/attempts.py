@@ -56,6 +56,33 @@ ATTEMPTS = (
         (_ATTEMPTS + "what_never_started_cannot_be_settled",),
     ),
     Mutant(
+        "plain-any-token",
+        "the token is dropped from the settle of what was delivered",
+        "I3",
+        (
+            statement(
+                "settle_delivered",
+                "(d.id, d.token) IN (SELECT i.id, i.token FROM",
+                "d.id IN (SELECT i.id FROM",
+            ),
+        ),
+        (_ATTEMPTS + "a_stale_token_changes_nothing",),
+    ),
+    Mutant(
+        "plain-unstarted",
+        "a lease that never started can be settled as delivered",
+        "I3",
+        (statement("settle_delivered", " AND d.started_at IS NOT NULL", ""),),
+        (_ATTEMPTS + "what_never_started_cannot_be_settled",),
+    ),
+    Mutant(
+        "plain-without-fact",
+        "what was delivered writes no journal row",
+        "I13",
+        (statement("settle_delivered", "i.token = e.token\n", "i.token = e.token WHERE false\n"),),
+        (_ATTEMPTS + "delivered_ends_it_with_a_fact_and_no_row",),
+    ),
+    Mutant(
         "charge-twice",
         "an attempt is charged twice",
         "I4",
@@ -269,14 +296,14 @@ ATTEMPTS = (
         "duplicates only for what was in flight",
         (
             Edit(
-                "outbox/worker.py",
-                "batch = fitting(self._ended[: self._config.settle_max], SETTLE_BYTES_MAX)\n",
-                "batch = fitting(self._ended[: self._config.settle_max], SETTLE_BYTES_MAX)\n"
-                "        del self._ended[: len(batch)]\n",
+                "outbox/settling.py",
+                "batch = fitting(queue[: self._size], SETTLE_BYTES_MAX)\n",
+                "batch = fitting(queue[: self._size], SETTLE_BYTES_MAX)\n"
+                "        del queue[: len(batch)]\n",
             ),
             Edit(
-                "outbox/worker.py",
-                "and the token tells.\n        del self._ended[: len(batch)]\n",
+                "outbox/settling.py",
+                "and the token tells.\n        del queue[: len(batch)]\n",
                 "and the token tells.\n",
             ),
         ),

@@ -55,7 +55,7 @@ DOCUMENTS = (
         "a failure is its own",
         (
             Edit(
-                "outbox/worker.py",
+                "outbox/settling.py",
                 "attempts.settle([one._replace(detail=None)])",
                 "attempts.settle([replace(s, detail=None) for s in batch if s.effects])",
             ),
