@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from threading import Thread
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -107,7 +108,7 @@ def test_delivered_ends_it_with_a_fact_and_no_row(
     engine: Engine, lease: Lease, verdict: str
 ) -> None:
     engine.take([lease])
-    more = {"reason": "http_200", "detail": '{"status": 200}'}
+    more: dict[str, Any] = {"reason": "http_200", "detail": '{"status": 200}'}
     assert engine.settle([lease], verdict, **more) == {lease[0]}
     assert engine.states() == {}
     assert engine.facts(lease[0]) == [("delivered", "http_200", True, 1)]
