@@ -1,7 +1,7 @@
 """What every courier does, whichever broker carries the messages.
 
 Owns the message format and the running of a Dramatiq worker in this process. One message carries
-one lease token and at most 100 delivery ids. The broker's acknowledgement means *received*: the
+one lease token and at most 125 delivery ids. The broker's acknowledgement means *received*: the
 actor returns as soon as `accept` has taken the ids, and whatever `accept` raises is logged and
 acknowledged too, because the lease, not the broker, brings a delivery back.
 
@@ -23,8 +23,9 @@ import dramatiq
 import structlog
 from dramatiq.worker import Worker
 
-IDS_PER_MESSAGE = 100
-"""Few enough that several workers share a burst; a message costs Dramatiq 0.5 ms to carry."""
+IDS_PER_MESSAGE = 125
+"""Few enough that several workers share a burst; a message costs Dramatiq 0.5 ms to carry. Two of
+them are a batch of a worker: with 100 a webhook cost 5 % more, with 200 or 250 2 to 15 %."""
 
 ACTOR = "deliver"
 
