@@ -37,9 +37,11 @@ CONNECT_TIMEOUT_S = 5
 # table was empty would choose a scan that is ruinous under a backlog. The statements reach rows by
 # the one index that fits, so that one generic plan is right for ever; planning the routing
 # statement anew took longer than running it (4.2 ms against 2.0 ms for one event).
+# A snapshot from before the dispatch lock was had would not show the leases that it waited for.
 _SESSION = """
     SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off;
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET timezone = 'UTC';
+    SET default_transaction_isolation = 'read committed';
     SET lock_timeout = '5s'; SET statement_timeout = '15s';
     SET idle_in_transaction_session_timeout = '15s'; SET search_path = pg_catalog
 """

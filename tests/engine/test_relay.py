@@ -144,6 +144,33 @@ def test_a_relay_leases_under_the_dispatch_lock(engine: Engine, step: str) -> No
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_permits_are_exact_whatever_isolation_is_the_databases_default(
+    engine: Engine, level: str
+) -> None:
+    """A snapshot from before the wait for the lock would not show what the other one leased."""
+    lane = engine.endpoint(concurrency=1)
+    engine.subscribe(endpoint_id=lane)
+    name = engine.one("SELECT current_database()")
+    engine.run(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
+    engine.emit(1)
+
+    async def run() -> None:
+        connection = await connect_hot(engine.url, "relay")
+        with another(engine.url) as second, second.transaction():
+            second.execute(statement("dispatch_lock"))
+            going = asyncio.ensure_future(Dispatch(connection, 30.0).route(Claim(10), 10))
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            await until(lambda: bool(engine.one(waiting)))
+            engine.route(10, connection=second)
+            engine.emit(1)
+        assert (await going).leased == 0
+        await connection.raw.close()
+
+    asyncio.run(run())
+    assert engine.states() == {"leased": 1, "scheduled": 1}
+
+
 def test_one_organizations_backlog_does_not_hide_anothers_event(engine: Engine) -> None:
     """I15: claims in order alternate with fair ones."""
     for org in ("a", "b"):
