@@ -350,8 +350,9 @@ class Relay:
             rhythm.asked_to_ring = False
             await self._pause(max(0.001, min(config.poll_only_s, until - self._clock())))
         elif await self._sleep(dispatch, self._bell.rung, until):
-            # There is work: stay close for a while, a burst may follow.
-            rhythm.signalled, rhythm.quiet = True, False
+            # There is work: stay close for a while, a burst may follow. Whether a key was signalled
+            # is seen by the look after the claim.
+            rhythm.quiet = False
             rhythm.worked(self._clock(), config)
 
     async def _poll(self, dispatch: Dispatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from outbox.relay import Relay
 from outbox.rhythm import RelayConfig
 from outbox.store.connect import HotConnection, connect_hot
-from outbox.store.dispatch import Dispatch, Tick
+from outbox.store.dispatch import Advanced, Dispatch, Tick
 from outbox.store.listen import Bell
 from tests.engine.engine import Connection, Engine, another
 from tests.engine.running import until
@@ -92,6 +92,41 @@ def test_a_commit_wakes_a_sleeping_relay(engine: Engine, monkeypatch: pytest.Mon
                 await asleep(engine, watched, watched.asked_to_ring - 1)
                 engine.emit()
                 await until(lambda n=n: routed(engine) == n)  # type: ignore[misc]
+
+    asyncio.run(run())
+
+
+def test_a_ring_asks_for_turns_only_where_a_key_was_signalled(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most rings are for events; the look that follows their claim sees a signal."""
+    engine.subscribe(order_mode="block")
+    asked = []
+    advance = Dispatch.advance
+
+    async def counted(self: Dispatch, rows_max: int, since_s: float | None = None) -> Advanced:
+        asked.append(since_s)
+        return await advance(self, rows_max, since_s)
+
+    monkeypatch.setattr(Dispatch, "advance", counted)
+
+    async def run() -> None:
+        async with relaying(engine.url, monkeypatch, look_s=3600.0, tend_s=3600.0) as watched:
+            await asleep(engine, watched)
+            asked.clear()
+            for n in range(1, 4):
+                engine.emit()
+                await until(lambda n=n: routed(engine) == n)  # type: ignore[misc]
+                await asleep(engine, watched, watched.asked_to_ring - 1)
+            assert asked == []
+            engine.emit(2, ordering_key="k")
+            await until(lambda: routed(engine) == 5)
+            first = "SELECT min(event_id) FROM outbox.delivery WHERE order_key IS NOT NULL"
+            await asleep(engine, watched, watched.asked_to_ring - 1)
+            engine.run(f"DELETE FROM outbox.delivery WHERE event_id = ({first})")
+            held = "SELECT count(*) FROM outbox.delivery WHERE held_reason = 'order'"
+            await until(lambda: engine.one(held) == 0)
+            assert asked
 
     asyncio.run(run())
 
