@@ -28,6 +28,7 @@ class Settling:
         self._size = size
         self._plain: list[Settlement] = []
         self._others: list[Settlement] = []
+        self._queues = [self._plain, self._others]
         self._since = 0.0
         self.news = asyncio.Event()
 
@@ -48,8 +49,9 @@ class Settling:
         self.news.set()
 
     async def write(self, attempts: Attempts) -> tuple[list[Settlement], int]:
-        """Settle a batch; returns it, and how many of it were not ours any more."""
-        queue = self._plain or self._others
+        """Settle a batch; returns it, and how many of it were not ours any more. The queues take
+        turns: however fast one fills, the other's leases must not run out."""
+        queue = self._queues[0] or self._queues[1]
         batch = fitting(queue[: self._size], SETTLE_BYTES_MAX)
         try:
             if queue is self._plain:
@@ -60,6 +62,7 @@ class Settling:
             ours = len(await self._apart(attempts, batch, error))
         # Only now: after a lost connection the batch is settled again, and the token tells.
         del queue[: len(batch)]
+        self._queues.sort(key=lambda one: one is queue)
         self._since = self._clock()
         return batch, len(batch) - ours
 

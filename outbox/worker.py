@@ -118,7 +118,8 @@ class Worker:
         """
         faults.passing("before", "receive")
         admitted = self._budget.acquire(len(ids))
-        leases, loop = [(delivery_id, token) for delivery_id in ids], self._loop
+        leases = [(delivery_id, token) for delivery_id in ids]
+        loop = self._loop
         if loop is None or loop.is_closed():
             return  # the lease brings them back
         with suppress(RuntimeError):  # the loop closed meanwhile: likewise
