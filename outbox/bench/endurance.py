@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from outbox.bench import books
+from outbox.bench import books, disk
 from outbox.bench.deliveries import JOBS, WRITE_JOBS, add_receiver, receive, set_up
 from outbox.bench.feed import Feed, Stretch
 from outbox.bench.rates import backlog_of
@@ -94,8 +94,9 @@ def sustained(rig: Rig, _goal: Goal) -> Found:
     naptime_s = _vacuum_often(rig, seconds)
     log_before = _number(rig, _LOG)
     looks = Looks(rig, seconds / LOOKS)
-    stretch = feed.offer(PEAK_SHARE * peak, seconds, watch=looks.look)
-    rig.wait_until_settled()
+    with disk.disk_waits(rig.folder if rig.postgres else None) as waits:
+        stretch = feed.offer(PEAK_SHARE * peak, seconds, watch=looks.look)
+        rig.wait_until_settled()
     books.read_counts(rig.url, stretch.since).balance(stretch.events)
     backlog = backlog_of(rig, stretch)
     memory = {name: grown_mb(of) for name, of in looks.memory_mb.items()}
@@ -103,6 +104,7 @@ def sustained(rig: Rig, _goal: Goal) -> Found:
     detail = {
         "peak_per_s": spread([one.rate for one in drains]),
         "sustained": backlog,
+        "disk_ms": disk.told(waits),
         "memory_mb": memory,
         "tables": tables,
         "log_bytes_each": round((_number(rig, _LOG) - log_before) / stretch.events),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from outbox.bench import books
+from outbox.bench import books, disk
 from outbox.bench.deliveries import JOBS, ORG, WRITE_JOBS, add_receiver, receive, set_up
 from outbox.bench.feed import Feed, Stretch
 from outbox.bench.report import Found, Goal, percentile, spread
@@ -63,12 +63,14 @@ def writer(connection: Connection) -> int:
 @dataclass(frozen=True, slots=True)
 class Half:
     """One of a pair: deliveries a second while events were offered, milliseconds at the 99th
-    percentile, seconds until the backlog was gone; for a writer, how late its event came."""
+    percentile, seconds until the backlog was gone, milliseconds of each write to the disk
+    meanwhile; for a writer, how late its event came."""
 
     per_s: float
     p50_ms: float
     p99_ms: float
     gone_s: float
+    disk_ms: list[float]
     late_s: float | None
 
 
@@ -126,24 +128,26 @@ def _less(told: Mapping[str, int], late: int) -> dict[str, Any]:
     return {name: count - late for name, count in told.items()}
 
 
-def _told(halves: list[Half]) -> dict[str, float]:
+def _told(halves: list[Half]) -> dict[str, Any]:
     return {
         "delivered_per_s": round(median(one.per_s for one in halves), 1),
         "p50_ms": round(median(one.p50_ms for one in halves), 1),
         "p99_ms": round(median(one.p99_ms for one in halves), 1),
+        "disk_ms": disk.told([wait for one in halves for wait in one.disk_ms]),
     }
 
 
 def _half(rig: Rig, feed: Feed, rate: float, seconds: float, hold: Hold | None = None) -> Half:
     """Offer for so long, while the transaction is open, if there is one."""
-    with _held(rig, hold) as (late, commit):
+    folder = rig.folder if rig.postgres else None
+    with disk.disk_waits(folder) as waits, _held(rig, hold) as (late, commit):
         since = books.mark(rig.url)
         # The event of the writer has its id already, and is none of those that are offered.
         since = replace(since, event=max(since.event, late or 0))
         stretch = feed.offer(rate, seconds, since)
         released_at = books.server_time(rig.url)
         commit()
-    rig.wait_until_settled()
+        rig.wait_until_settled()
     counts = books.read_counts(rig.url, since)
     counts.balance(stretch.events)
     waits_ms = books.read_waits_ms(rig.url, since)
@@ -152,6 +156,7 @@ def _half(rig: Rig, feed: Feed, rate: float, seconds: float, hold: Hold | None =
         percentile(waits_ms, 0.5),
         percentile(waits_ms, 0.99),
         round(max(0.0, counts.ended_at - released_at), 2),
+        waits,
         None if late is None else _late_s(rig, late, released_at),
     )
 

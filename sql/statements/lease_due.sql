@@ -75,7 +75,9 @@ lanes AS MATERIALIZED (
 ),
 picked AS MATERIALIZED (
     SELECT l.lane, c.id, c.fresh,
-           coalesce(least(c.expires_at, c.age_limit_at) > clock.now, true) AND s.state = 'active' AS fit
+           -- A subselect, which nothing is put in front of: joined, it was remembered or not as statistics had it.
+           coalesce(least(c.expires_at, c.age_limit_at) > clock.now, true)
+           AND coalesce((SELECT s.state = 'active' FROM outbox.subscription s WHERE s.id = c.subscription_id), false) AS fit
     FROM clock, lanes l CROSS JOIN LATERAL (
         SELECT f.*, true AS fresh FROM (
             SELECT d.id, d.subscription_id, d.expires_at, d.age_limit_at FROM outbox.delivery d
@@ -97,9 +99,6 @@ picked AS MATERIALIZED (
                 FOR UPDATE SKIP LOCKED) a
             LIMIT greatest(0, least(l.free, %(later_max)s::int, greatest(1, l.concurrency::bigint * 3 / 4) - l.retries))) o
         LIMIT greatest(0, l.free)) c
-    CROSS JOIN LATERAL (
-        SELECT s.state FROM outbox.subscription s WHERE s.id = c.subscription_id
-        OFFSET 0) s
 ),
 chosen AS MATERIALIZED (
     SELECT y.id, y.lane FROM (
@@ -120,7 +119,7 @@ probed AS (
     UPDATE outbox.lane_health h SET probing = true, probe_at = (SELECT now FROM clock) + h.probe_gap
     WHERE h.lane = ANY (ARRAY(
         SELECT k.lane FROM outbox.lane_health k
-        WHERE k.lane = ANY (ARRAY(SELECT DISTINCT c.lane FROM chosen c JOIN lanes l USING (lane) WHERE l.probe_at IS NOT NULL))
+        WHERE k.lane = ANY (ARRAY(SELECT l.lane FROM lanes l WHERE l.probe_at IS NOT NULL AND l.lane = ANY (ARRAY(SELECT c.lane FROM chosen c))))
         ORDER BY k.lane FOR UPDATE)) AND h.probe_at IS NOT NULL
 ),
 spent AS (

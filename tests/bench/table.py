@@ -104,15 +104,25 @@ def under_load(detail: dict[str, Any]) -> list[str]:
             f" throughput {number(throughput['median'])} of that without; the rest was gone"
             f" {number(detail['backlog_gone_s']['max'])} s after the release"
         )
+        told += disk_of("held", with_it) + disk_of("without", without)
     if tables := detail.get("tables"):
         grown = (f"{k} {number(v['grown'])}" for k, v in detail["memory_mb"].items())
         most = (f"{k} {number(v['bytes_max'] / 1e6)} of {number(v['bound'] / 1e6)}"
                 for k, v in tables.items())  # fmt: skip
         told.append(f"MB grown: {', '.join(grown)}; MB of tables at most: {', '.join(most)}")
         told.append(f"{number(detail['log_bytes_each'])} bytes of log each")
+        told += disk_of("meanwhile", detail)
     if rates := detail.get("rate_per_s"):
         told.append(", ".join(f"{k[3:]}: {number(v['median'])}/s" for k, v in rates.items()))
     return told
+
+
+def disk_of(when: str, detail: dict[str, Any]) -> list[str]:
+    """How long the disk took by itself, where that is known."""
+    if (disk := detail["disk_ms"]) is None:
+        return []
+    p99, longest = number(disk["p99"]), number(disk["max"])
+    return [f"{when}, a write to the disk p99 {p99} ms, at most {longest}"]
 
 
 def main(options: list[str]) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ import pytest
 from psycopg.rows import scalar_row
 
 import cli
-from outbox.bench import backlog, endurance, scale
+from outbox.bench import backlog, disk, endurance, scale
 from outbox.bench.books import Counts
 from outbox.bench.report import Found, Goal, Result, percentile, slope, spread
 from outbox.bench.scenarios import SCENARIOS
@@ -203,6 +204,29 @@ def test_a_backlog_that_grows_has_its_slope() -> None:
 def test_the_spread_names_median_and_extremes() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"median": 2, "min": 1, "max": 3, "all": [3, 1, 2]}
     assert [percentile([4.0, 1.0, 3.0, 2.0], share) for share in (0.5, 0.99)] == [2, 4]
+
+
+def test_the_disk_is_asked_beside_it_and_keeps_nothing(tmp_path: Path) -> None:
+    with disk.disk_waits(tmp_path) as waits:
+        while len(waits) < 2:
+            assert "disk" in [thread.name for thread in threading.enumerate()]
+    found = disk.told(waits)
+    assert found is not None
+    assert min(waits) > 0
+    assert found["p50"] <= found["p99"] <= found["max"] == round(max(waits), 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_disk_of_another_machine_tells_nothing() -> None:
+    with disk.disk_waits(None) as waits:
+        pass
+    assert disk.told(waits) is None
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutboxError, match=r"^cannot write to .*: No such file or directory$"):
+        with disk.disk_waits(tmp_path / "none"):
+            pass
 
 
 def test_where_cores_were_left_more_processes_must_be_faster() -> None:
