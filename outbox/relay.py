@@ -152,8 +152,8 @@ class Relay:
             log.info("relay.leases_expired", **asdict(expired))
         else:  # also none that expire() could not have: locked, or beyond its batch
             rhythm.leases_seen(now, look["since_s"])
-        sweep = self._floor.must_sweep(now, Snapshot.parse(tick.snapshot))
-        fell = sweep and await self._sweep(dispatch)
+        above = self._floor.sweep_from(now, Snapshot.parse(tick.snapshot))
+        fell = above is not None and await self._sweep(dispatch, above)
         if now - rhythm.tended_at >= config.tend_s:
             rhythm.tended_at = now
             await self._tend(dispatch)
@@ -191,12 +191,13 @@ class Relay:
         while await dispatch.tend(self._config.batch) >= self._config.batch:
             pass
 
-    async def _sweep(self, dispatch: Dispatch) -> bool:
-        """Claim what appeared below the floor. More than a batch is a backlog like any other, which
-        must not hide other organizations' events: the floor falls to it, and true is returned."""
-        claim = Claim(self._config.batch, floor=0, ceiling=self._floor.value)
+    async def _sweep(self, dispatch: Dispatch, above: int) -> bool:
+        """Claim what appeared between `above` and the floor. More than a batch is a backlog like
+        any, which must not hide others' events: the floor falls to it, and true is returned."""
+        claim = Claim(self._config.batch, floor=above, ceiling=self._floor.value)
         routed = await self._claim(dispatch, claim, self._broker.room())
-        return self._floor.swept(routed.id_max, all_of_it=routed.events < self._config.batch)
+        all_of_it = routed.events < self._config.batch
+        return self._floor.swept(self._clock(), routed.id_max, all_of_it=all_of_it)
 
     async def _route(self, dispatch: Dispatch, room: int, tick: Tick | None) -> int:
         """Route at most `room` events; returns how many."""
@@ -225,7 +226,7 @@ class Relay:
         rhythm.org_from = f"{routed.org_last}\x01" if fair and routed.org_last is not None else ""
         if not fair:
             if routed.id_max is not None:
-                self._floor.reached(now, routed.id_max)
+                self._floor.reached(self._clock(), routed.id_max)
             self._raise_floor(tick, complete=routed.events < events_max, id_max=routed.id_max)
         # Claims in order alternate with fair ones as long as they come back full: in order keeps
         # the floor moving, fair keeps one organization's backlog from hiding another's event.
@@ -245,12 +246,11 @@ class Relay:
         everything above the floor."""
         if tick is None:
             return
-        now = self._clock()
-        candidate = self._floor.candidate(now)
+        candidate = self._floor.candidate(self._rhythm.looked_at)
         if candidate is not None and (complete or (id_max or 0) >= candidate):
             self._floor.rise(candidate, Snapshot.parse(tick.snapshot))
         if complete:
-            self._floor.reached(now, tick.newest_id)
+            self._floor.reached(self._clock(), tick.newest_id)
 
     async def _claim(self, dispatch: Dispatch, claim: Claim, window: int) -> Routed:
         routed = await dispatch.route(claim, window, self._token())

@@ -22,6 +22,7 @@ from outbox.horizon import (
     PERMITS_S,
     QUEUE_S,
     SWEEP_S,
+    SWEEP_SHARE,
     Floor,
     Snapshot,
     Window,
@@ -31,6 +32,8 @@ from outbox.rhythm import FRESH_S, TRICKLE_S, RelayConfig, Rhythm
 from outbox.store.dispatch import Advanced, Claim, Leased, Routed, Tick
 
 LOOK_S = 0.25
+
+Step = tuple[str, float]
 
 
 @dataclass
@@ -54,6 +57,9 @@ class Log:
     pending: set[int] = field(default_factory=set)
     claimed: list[int] = field(default_factory=list)
     claims: int = 0
+    floors: list[int] = field(default_factory=list)
+    waits: list[Step] = field(default_factory=list)
+    """What happens while a claim waits for the dispatch lock."""
 
     def clock(self) -> float:
         return self.now
@@ -96,6 +102,10 @@ class Log:
 
     async def route(self, claim: Claim, window: int, token: int) -> Routed:
         self.claims += 1
+        self.floors.append(claim.floor)
+        waits, self.waits = self.waits, []
+        for step in waits:
+            play(self, step)
         found = sorted(e for e in self.pending if claim.floor < e <= claim.ceiling)
         found = found[: claim.events_max]
         self.pending -= set(found)
@@ -123,13 +133,12 @@ def relay_over(log: Log, batch: int) -> Relay:
     return Relay(never, send, lambda: 0, config, clock=log.clock)
 
 
-Step = tuple[str, float]
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["draw", "begin"]), st.just(0.0)),
         st.tuples(st.sampled_from(["commit", "rollback", "write"]), st.floats(0, 1)),
         st.tuples(st.just("sleep"), st.sampled_from([0.01, 0.3, 1.0, 2.5, 7.0])),
-        st.tuples(st.just("round"), st.just(0.0)),
+        st.tuples(st.sampled_from(["round", "claim", "slow"]), st.just(0.0)),
     ),
     max_size=80,
 )
@@ -154,19 +163,34 @@ def play(log: Log, step: Step) -> None:
 def test_no_event_below_the_floor_outlives_the_end_of_its_transaction(
     steps: list[Step], batch: int
 ) -> None:
-    """I9: what a relay finds below its floor it finds in the first look after the commit."""
+    """I9: what a relay finds below its floor it finds in the first look after the commit. In a slow
+    round what comes next happens while the first claim waits."""
     log = Log()
     relay = relay_over(log, batch)
+    rounds = ("round", "claim", "slow")
+
+    async def round_after(seconds: float) -> None:
+        log.sleep(seconds)
+        await relay._round(log)  # type: ignore[arg-type]
 
     async def run() -> None:
-        for step in steps:
-            if step[0] != "round":
+        coming = list(steps)
+        while coming:
+            step = coming.pop(0)
+            if step[0] == "claim":
+                await round_after(0.01)
+            elif step[0] == "slow":
+                while coming and coming[0][0] not in rounds:
+                    log.waits.append(coming.pop(0))
+                await round_after(LOOK_S)
+                while log.waits:  # nothing was claimed
+                    play(log, log.waits.pop(0))
+            elif step[0] == "round":
+                await round_after(LOOK_S)
+                below = [event for event in log.pending if event <= relay._floor.value]
+                assert below == [], "committed below the floor, and not found by a look after that"
+            else:
                 play(log, step)
-                continue
-            log.sleep(LOOK_S)
-            await relay._round(log)  # type: ignore[arg-type]
-            below = [event for event in log.pending if event <= relay._floor.value]
-            assert below == [], "committed below the floor, and not found by a look after that"
         for writer in log.writers:
             log.end(writer, commits=True)
         committed = len(log.pending)
@@ -177,6 +201,41 @@ def test_no_event_below_the_floor_outlives_the_end_of_its_transaction(
         await relay._round(log)  # type: ignore[arg-type]
         assert log.pending == set()
         assert len(log.claimed) == len(set(log.claimed))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("has_written", [True, False])
+def test_a_claim_that_waited_raises_the_floor_only_to_what_its_look_knew(
+    has_written: bool,
+) -> None:
+    """Who began while it waited for the dispatch lock stands in no snapshot yet."""
+    log = Log()
+    relay = relay_over(log, 500)
+
+    def commit_one() -> None:
+        log.begin(writes=True)
+        log.end(log.writers[-1], commits=True)
+
+    async def run() -> None:
+        commit_one()
+        await relay._round(log)  # type: ignore[arg-type]
+        log.sleep(LOOK_S - 0.02)
+        if not has_written:
+            log.begin(writes=False)
+        commit_one()
+        log.sleep(0.01)
+        await relay._round(log)  # type: ignore[arg-type]
+        commit_one()
+        log.sleep(0.01)
+        waits = [("sleep", 2 * MARGIN_S), ("begin", 0.0), ("begin", 0.0), ("commit", 1.0)]
+        log.waits = waits if has_written else waits[:1]
+        await relay._round(log)  # type: ignore[arg-type]
+        (late,) = [writer for writer in log.writers if not writer.ended]
+        log.end(late, commits=True)
+        log.sleep(LOOK_S)
+        await relay._round(log)  # type: ignore[arg-type]
+        assert late.event in log.claimed
 
     asyncio.run(run())
 
@@ -242,11 +301,42 @@ def test_below_the_floor_is_swept_now_and_then_whatever_the_snapshots_say() -> N
     floor.reached(1.0, 5)
     assert floor.candidate(1.0 + MARGIN_S - 0.01) is None
     assert floor.candidate(1.0 + MARGIN_S) == 5
-    assert not floor.must_sweep(SWEEP_S + 1, nobody), "there is nothing below"
+    assert floor.sweep_from(SWEEP_S + 1, nobody) is None, "there is nothing below"
     floor.rise(5, nobody)
-    assert floor.must_sweep(SWEEP_S, nobody)
-    assert not floor.must_sweep(SWEEP_S + 1, nobody)
-    assert floor.must_sweep(2 * SWEEP_S, nobody)
+    now = SWEEP_S
+    for took_s in (SWEEP_S * SWEEP_SHARE / 2, SWEEP_S * SWEEP_SHARE * 3, 0.0):
+        assert floor.sweep_from(now, nobody) == 0
+        now += took_s
+        floor.swept(now, None, all_of_it=True)
+        now += max(SWEEP_S, took_s / SWEEP_SHARE)
+        assert floor.sweep_from(now - 0.01, nobody) is None
+
+
+def test_a_sweep_begins_where_the_floor_stood_before_the_transaction_that_ended() -> None:
+    """Under a held snapshot it passes what has died since then, not all that ever did."""
+    log = Log()
+    relay = relay_over(log, 500)
+
+    async def rounds(count: int) -> None:
+        for _ in range(count):
+            log.begin(writes=True)
+            log.end(log.writers.pop(), commits=True)
+            log.sleep(LOOK_S)
+            await relay._round(log)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        await rounds(20)
+        log.begin(writes=True)
+        late = log.writers[-1]
+        await rounds(20)
+        assert relay._floor.value > late.event
+        log.end(late, commits=True)
+        log.floors.clear()
+        await rounds(1)
+        assert late.event in log.claimed
+        assert late.event - 2 - 2 * MARGIN_S / LOOK_S <= min(log.floors) < late.event
+
+    asyncio.run(run())
 
 
 def test_the_floor_never_falls_and_forgets_what_it_passed() -> None:
@@ -258,9 +348,9 @@ def test_the_floor_never_falls_and_forgets_what_it_passed() -> None:
     floor.rise(15, Snapshot.parse("7:9:"))
     assert floor.value == 20
     assert floor.candidate(100.0) == 30
-    assert not floor.must_sweep(4.0, Snapshot.parse("7:12:7,8,11"))
-    assert floor.must_sweep(4.1, Snapshot.parse("7:12:7,11")), "8 ended"
-    assert not floor.must_sweep(4.2, Snapshot.parse("7:12:7,11")), "once an end"
+    assert floor.sweep_from(4.0, Snapshot.parse("7:12:7,8,11")) is None
+    assert floor.sweep_from(4.1, Snapshot.parse("7:12:7,11")) == 0, "8 ended"
+    assert floor.sweep_from(4.2, Snapshot.parse("7:12:7,11")) is None, "once an end"
 
 
 @given(xids=st.frozensets(st.integers(1, 2**62), max_size=20))

@@ -184,8 +184,8 @@ ROUTING = (
         (
             Edit(
                 "outbox/horizon.py",
-                "due = self.value > 0 and (bool(ended) or",
-                "due = False and (bool(ended) or",
+                "if self.value == 0:",
+                "if self.value >= 0:",
             ),
         ),
         (_HORIZON + "no_event_below_the_floor_outlives_the_end_of_its_transaction",),
@@ -194,14 +194,40 @@ ROUTING = (
         "floor-forgets-writers",
         "transactions in progress are not remembered when the floor rises",
         "I9",
-        (Edit("outbox/horizon.py", "self._watched |= before.running", "self._watched = set()"),),
+        (Edit("outbox/horizon.py", "self._watched.setdefault(xid, self.value)", "pass"),),
         (_HORIZON + "no_event_below_the_floor_outlives_the_end_of_its_transaction",),
     ),
     Mutant(
         "floor-without-margin",
         "the floor rises to the newest id at once",
         "I9",
-        (Edit("outbox/horizon.py", "if at > now - MARGIN_S:", "if at > now:"),),
+        (Edit("outbox/horizon.py", "if at > looked_at - MARGIN_S:", "if at > looked_at:"),),
+        (_HORIZON + "a_claim_that_waited_raises_the_floor_only_to_what_its_look_knew",),
+    ),
+    Mutant(
+        "floor-raised-by-the-clock-after-the-claim",
+        "a claim that waited raises the floor past writers that no snapshot has shown",
+        "I9",
+        (
+            Edit(
+                "outbox/relay.py",
+                "self._floor.candidate(self._rhythm.looked_at)",
+                "self._floor.candidate(self._clock())",
+            ),
+        ),
+        (_HORIZON + "a_claim_that_waited_raises_the_floor_only_to_what_its_look_knew",),
+    ),
+    Mutant(
+        "sweep-from-the-risen-floor",
+        "a sweep begins where the floor stood after the transaction was seen",
+        "I9",
+        (
+            Edit(
+                "outbox/horizon.py",
+                "self._watched.setdefault(xid, self.value)",
+                "self._watched.setdefault(xid, max(self.value, to))",
+            ),
+        ),
         (_HORIZON + "no_event_below_the_floor_outlives_the_end_of_its_transaction",),
     ),
     Mutant(
