@@ -23,7 +23,7 @@ SWEEP_S = 30.0
 
 SWEEP_SHARE = 0.01
 """These sweeps take no more than this share of the time: under a held snapshot they pass all that
-ever died, half a million rows in 0.1 s."""
+ever died, half a million rows in 0.06 s (two cores, all in memory)."""
 
 
 @dataclass(frozen=True, slots=True)
