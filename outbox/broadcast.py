@@ -20,6 +20,7 @@ import structlog
 from outbox import faults
 from outbox.attempt import settlement_of
 from outbox.errors import MessageRefused
+from outbox.fronts import Front
 from outbox.outcome import Kind, Outcome, from_exception
 from outbox.store.attempts import Settlement
 from outbox.store.broadcasts import Broadcasts, Message
@@ -107,14 +108,14 @@ class Broadcaster:
         due = await store.due()
         worked = 0
         if due.sql and "sql" in transports:
-            worked += await self._by_sql(store)
+            worked += await self._by_sql(store, due.sql)
         if (
             due.http
             and "http" in transports
             and self._http is not None
             and await store.serves_http()
         ):
-            worked += await self._by_http(store, self._http)
+            worked += await self._by_http(store, self._http, due.http)
         if worked:
             return 0.0
         if not due.known:
@@ -123,12 +124,12 @@ class Broadcaster:
 
     # -- sql ------------------------------------------------------------------------------------
 
-    async def _by_sql(self, store: Broadcasts) -> int:
+    async def _by_sql(self, store: Broadcasts, places: Sequence[Front]) -> int:
         try:
-            sent = await store.send(self._config.rows_max)
+            sent = await store.send(self._config.rows_max, places)
         except MessageRefused as refusal:
             self._say(refusal)
-            return await self._apart(store)
+            return await self._apart(store, places)
         if sent.total:
             self._refused = None
             log.debug("broadcast.sent", sent=sent.sent, coalesced=sent.coalesced, dead=sent.dead)
@@ -136,11 +137,12 @@ class Broadcaster:
             log.warning("broadcast.dead_letters", count=sent.dead)
         return sent.total + sent.late
 
-    async def _apart(self, store: Broadcasts) -> int:
+    async def _apart(self, store: Broadcasts, places: Sequence[Front]) -> int:
         """The batch again, leased, in halves where it is refused."""
         rows, reads, function = await store.prepare()
         token = self._token()
-        leased = await store.lease("sql", self._config.rows_max, token, self._config.lease_s)
+        rows_max, lease_s = self._config.rows_max, self._config.lease_s
+        leased = await store.lease("sql", rows_max, places, token, lease_s)
         messages = await self._settle_unsent(store, leased)
         if rows or function:
             await self._halve(store, messages, rows=rows, reads=reads)
@@ -175,9 +177,10 @@ class Broadcaster:
 
     # -- http -----------------------------------------------------------------------------------
 
-    async def _by_http(self, store: Broadcasts, http: Transport) -> int:
+    async def _by_http(self, store: Broadcasts, http: Transport, places: Sequence[Front]) -> int:
         token = self._token()
-        leased = await store.lease("http", self._config.http_max, token, self._config.lease_s)
+        rows_max, lease_s = self._config.http_max, self._config.lease_s
+        leased = await store.lease("http", rows_max, places, token, lease_s)
         messages = await self._settle_unsent(store, leased)
         if messages:
             faults.passing("before", "broadcast_request")

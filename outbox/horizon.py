@@ -28,17 +28,20 @@ ever died, half a million rows in 0.06 s (two cores, all in memory)."""
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The transactions in progress, read from `pg_current_snapshot()`."""
+    """The transactions in progress, read from `pg_current_snapshot()`; `cut` where there are more
+    than were listed."""
 
     xmin: int
     xmax: int
     running: frozenset[int]
+    cut: bool = False
 
     @staticmethod
     def parse(text: str) -> Snapshot:
-        """Read `xmin:xmax:xip,xip`."""
-        xmin, xmax, running = text.split(":")
-        return Snapshot(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
+        """Read `xmin:xmax:xip,xip`, and `:cut` behind it."""
+        xmin, xmax, running, *cut = text.split(":")
+        ids = frozenset(int(x) for x in running.split(",") if x)
+        return Snapshot(int(xmin), int(xmax), ids, bool(cut))
 
 
 class Floor:
@@ -69,7 +72,10 @@ class Floor:
     def rise(self, to: int, before: Snapshot) -> None:
         """Raise the floor. `before` was taken before the claim that found nothing left below
         `to`: what it saw running may still commit there and is watched. Who was not running when
-        the floor rose last has drawn no id below it."""
+        the floor rose last has drawn no id below it. Where `before` is cut, somebody may be
+        missing, and the floor stays."""
+        if before.cut:
+            return
         for xid in before.running:
             self._watched.setdefault(xid, self.value)
         while self._ahead and self._ahead[0][1] <= to:

@@ -9,6 +9,7 @@ once, backs off and goes on.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -17,11 +18,12 @@ from typing import Any
 import structlog
 
 from outbox.errors import OutboxError
+from outbox.fronts import WALK_SHARE
 from outbox.handover import Depth, Handover, Send
 from outbox.horizon import Floor, Snapshot
 from outbox.rhythm import CLAIM_LEAST, SIGNAL_S, RelayConfig, Rhythm
 from outbox.store.connect import FAILED, REFUSED, HotConnection, describe
-from outbox.store.dispatch import Claim, Dispatch, Leased, Routed, Tick
+from outbox.store.dispatch import Claim, Dispatch, Routed, Tick, Walk
 from outbox.store.listen import Bell
 from outbox.waiting import wait_at_most
 
@@ -57,6 +59,7 @@ class Relay:
         self._rhythm = Rhythm(clock())
         self._dispatch: Dispatch | None = None
         self._failures = 0
+        self._ahead_s = 0.0  # of the server's clock before ours
 
     @property
     def broker_lost(self) -> bool:
@@ -138,25 +141,30 @@ class Relay:
     async def _look(self, dispatch: Dispatch, now: float) -> Tick | None:
         """The periodic look: expired leases, late commits, the floor."""
         rhythm, config = self._rhythm, self._config
-        if now - rhythm.looked_at < config.look_s:
+        if now < rhythm.look_at(config):
             return None
         rhythm.looked_at = now
-        look = {"scheduled": True, "since_s": rhythm.leases_since(now)}
+        since_s, walk_from = rhythm.leases_since(now), rhythm.walk_from(now)
+        walk = None if walk_from is None else Walk(walk_from, config.walk_max)
+        look = {"leases": True, "since_s": since_s, "walk": walk}
         tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring, **look)
         rhythm.quiet = rhythm.asked_to_ring and tick.bell_was == 2 and not tick.work
-        rhythm.expect_due(now, scheduled=tick.scheduled)
+        self._ahead_s = tick.now - self._clock()
+        if walk is not None:
+            rhythm.walked(now, self._clock() - now, tick.lane_last)
         if tick.expired:
-            rhythm.due_at = now
-            expired = await dispatch.expire(config.batch, config.expiries_max, look["since_s"])
+            expired = await dispatch.expire(config.batch, config.expiries_max, since_s)
             self._broker.window.unstarted_expired(expired.unstarted)
             log.info("relay.leases_expired", **asdict(expired))
         else:  # also none that expire() could not have: locked, or beyond its batch
-            rhythm.leases_seen(now, look["since_s"])
+            rhythm.leases_seen(now, since_s)
+        rhythm.due_at = min(rhythm.due_at, self._due_at(dispatch))
         above = self._floor.sweep_from(now, Snapshot.parse(tick.snapshot))
         fell = above is not None and await self._sweep(dispatch, above)
-        if now - rhythm.tended_at >= config.tend_s:
-            rhythm.tended_at = now
+        if now >= rhythm.tend_at:
+            began = self._clock()
             await self._tend(dispatch)
+            rhythm.tend_at = now + max(config.tend_s, (self._clock() - began) / WALK_SHARE)
             await self._advance(dispatch, None)
         return None if fell else tick  # which looked above the floor as it was
 
@@ -238,6 +246,8 @@ class Relay:
             # Where permits are what is short, claiming more would only write rows that wait.
             rhythm.claim_max = max(CLAIM_LEAST, routed.leased)
         else:
+            if routed.waits:
+                rhythm.due_at = min(rhythm.due_at, self._due_at(dispatch))
             rhythm.claim_max = min(config.batch, rhythm.claim_max * 2)
         return routed.events
 
@@ -295,36 +305,25 @@ class Relay:
         if share <= 0:
             return 0
         window = min(share, config.batch)
+        places = dispatch.fronts.due(self._clock() + self._ahead_s, config.lanes_max)
+        if not places:
+            rhythm.due_at = self._due_at(dispatch)
+            return 0
         later_max = rhythm.later_max(now, self._broker.window.later_room(), window)
-        found = await dispatch.lease_due(
-            rhythm.lane_from, config.lanes_max, window, self._token(), later_max
-        )
+        found = await dispatch.lease_due(places, window, self._token(), later_max)
         await self._broker.hand(dispatch, found.token, found.ids)
         if found.idle:
             await self._tend(dispatch)
-        rhythm.lane_from = found.lane_last or 0
-        rhythm.due_at = self._clock() + self._next_look_s(found)
+        again_s = rhythm.next_due_s(found, config, more=len(places) == config.lanes_max)
         if found.later and later_max < window:
-            rhythm.due_at = min(rhythm.due_at, self._clock() + config.blocked_s_min)
+            again_s = min(again_s, config.blocked_s_min)
+        after = self._clock()
+        rhythm.due_at = min(after + again_s, self._due_at(dispatch, after))
         return len(found.ids)
 
-    def _next_look_s(self, found: Leased) -> float:
-        """When to look for due work again: soon where a permit may come free."""
-        rhythm, config = self._rhythm, self._config
-        if found.ids:
-            rhythm.blocked_s = config.blocked_s_min
-            return 0.0
-        if found.lane_last is not None:
-            return config.blocked_s_min
-        again_s = config.due_s
-        if found.blocked:
-            again_s, rhythm.blocked_s = (
-                rhythm.blocked_s,
-                min(config.blocked_s_max, rhythm.blocked_s * 2),
-            )
-        if found.next_due_s is not None:
-            again_s = min(again_s, max(0.001, found.next_due_s))
-        return again_s
+    def _due_at(self, dispatch: Dispatch, after: float = -math.inf) -> float:
+        """When something is due next, of what is known and due after `after`."""
+        return dispatch.fronts.next_at(after + self._ahead_s) - self._ahead_s
 
     def _is_short(self) -> bool:
         window = self._broker.window
@@ -346,6 +345,8 @@ class Relay:
             await self._poll(dispatch)
             return
         until = min(self._clock() + config.asleep_s, rhythm.due_at)
+        if rhythm.lane_from:
+            until = min(until, rhythm.look_at(config))
         if self._bell is None or not self._bell.heard:
             rhythm.asked_to_ring = False
             await self._pause(max(0.001, min(config.poll_only_s, until - self._clock())))
@@ -359,7 +360,7 @@ class Relay:
         """Look with one cheap statement until there is something to do or it is time to sleep."""
         rhythm, config = self._rhythm, self._config
         sleep_at = rhythm.worked_at + config.awake_s
-        wake_at = min(sleep_at, rhythm.due_at, rhythm.looked_at + config.look_s)
+        wake_at = min(sleep_at, rhythm.due_at, rhythm.look_at(config))
         rhythm.asked_to_ring = rhythm.quiet = False
         while not self._stopping.is_set():
             tick = await self._tick(dispatch, asleep=False)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from outbox.fronts import Pace
 from outbox.horizon import LATER_MAX
+from outbox.store.dispatch import Leased
 
 FULL_S_MIN, FULL_S_MAX = 0.01, 0.08
 """How long the backlog of an organization whose every lane is full is left alone: its events wait
@@ -38,6 +40,7 @@ CLAIM_LEAST = 16
 class RelayConfig:
     """The numbers of a relay. Times in seconds.
 
+    `lanes_max`: lanes and queues to lease from at a time, `walk_max`: lanes to walk over;
     `awake_s`: how long after the last work a relay keeps polling before it sleeps; `poll_s_max`
     bounds the gap between such polls, `rest_s_max` that between looks beside organizations whose
     lanes are full; `asleep_s`: the cheap look of a sleeping relay;
@@ -48,6 +51,7 @@ class RelayConfig:
     batch: int = 500
     orgs_max: int = 64
     lanes_max: int = 128
+    walk_max: int = 256
     expiries_max: int = 5
     awake_s: float = 0.005
     full_s_max: float = 0.05
@@ -78,12 +82,13 @@ class Rhythm:
 
     worked_at: float
     due_at: float = 0.0
-    looked_at: float = 0.0
-    tended_at: float = 0.0
+    looked_at: float = -math.inf
+    tend_at: float = 0.0
     leases_at: float = 0.0
     all_leases_at: float = -math.inf
     poll_s: float = 0.001
     lane_from: int = 0
+    walks: Pace = field(default_factory=Pace)
     org_from: str = ""
     fair: bool = False
     more: bool = False
@@ -111,12 +116,37 @@ class Rhythm:
         if since_s is None:
             self.all_leases_at = now
 
-    def expect_due(self, now: float, *, scheduled: bool) -> None:
-        """Whether anything has a due time at all: until something has, nothing is asked."""
-        if not scheduled:
-            self.due_at = math.inf
-        elif self.due_at == math.inf:
-            self.due_at = now
+    def walk_from(self, now: float) -> int | None:
+        """Beyond which lane to walk now; None is not now."""
+        return self.lane_from if self.walks.due(now) else None
+
+    def walked(self, now: float, took_s: float, lane_last: int | None) -> None:
+        """A walk took so long, and was cut after `lane_last`: then the next goes on there."""
+        self.walks.took(now, took_s)
+        self.lane_from = lane_last or 0
+
+    def look_at(self, config: RelayConfig) -> float:
+        """When to look again: earlier where a walk is to go on."""
+        look_at = self.looked_at + config.look_s
+        return min(look_at, self.walks.next_at) if self.lane_from else look_at
+
+    def next_due_s(self, found: Leased, config: RelayConfig, *, more: bool) -> float:
+        """After which time to look for due work again: soon where a permit may come free, or there
+        are `more` lanes."""
+        if found.ids:
+            self.blocked_s = config.blocked_s_min
+            return 0.0
+        if more:
+            return config.blocked_s_min
+        again_s = config.due_s
+        if found.blocked:
+            again_s, self.blocked_s = (
+                self.blocked_s,
+                min(config.blocked_s_max, self.blocked_s * 2),
+            )
+        if found.next_due_s is not None:
+            again_s = min(again_s, max(0.001, found.next_due_s))
+        return again_s
 
     def worked(self, now: float, config: RelayConfig) -> None:
         """There was work: poll closely again."""

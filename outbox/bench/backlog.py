@@ -14,6 +14,7 @@ written: neither statement reads the event of a delivery that exists.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ SMALL = 10_000
 ORGS = 10
 CHUNK = 100_000
 LEASE_S = 30.0
-LANES_MAX = 128
+PLACES_MAX = 128
 ORGS_MAX = 64
 
 _EVENTS = """
@@ -161,6 +162,7 @@ class Session:
     async def prepare(self) -> None:
         """As a relay does."""
         await self._dispatch.prepare()
+        await self._dispatch.due()
 
     async def claim(self) -> Callable[[], Awaitable[None]]:
         """Claim in order of id."""
@@ -179,7 +181,8 @@ class Session:
     async def lease(self) -> Callable[[], Awaitable[None]]:
         """Lease what is due."""
         self._token += 1
-        done, token = await self._dispatch.lease_due(0, LANES_MAX, BATCH, self._token), self._token
+        token, places = self._token, self._dispatch.fronts.due(math.inf, PLACES_MAX)
+        done = await self._dispatch.lease_due(places, BATCH, token)
         _enough(len(done.ids), "lease_due")
         return lambda: self._dispatch.release(token, done.ids)
 

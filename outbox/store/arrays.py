@@ -6,7 +6,7 @@ at full speed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 
@@ -18,6 +18,12 @@ def uuids(values: Iterable[UUID]) -> str:
 def numbers(values: Iterable[float | None]) -> str:
     """A literal of an array of numbers; None is NULL."""
     return "{" + ",".join(["NULL" if v is None else repr(v) for v in values]) + "}"
+
+
+def columns(rows: Iterable[Sequence[float]], *names: str) -> dict[str, str]:
+    """Rows of numbers as an array for each column, by these names."""
+    values = list(zip(*rows, strict=True)) or [()] * len(names)
+    return {name: numbers(column) for name, column in zip(names, values, strict=True)}
 
 
 def booleans(values: Iterable[bool]) -> str:

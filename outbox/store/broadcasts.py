@@ -6,6 +6,8 @@ later, for what cannot be done at once. In both, message and settle are one tran
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +16,7 @@ from uuid import UUID
 import psycopg
 
 from outbox.errors import MessageRefused
+from outbox.fronts import Front, Fronts, Pace, zipped
 from outbox.store import arrays
 from outbox.store.attempts import Attempts, Settlement
 from outbox.store.connect import HotConnection, describe
@@ -28,13 +31,18 @@ _SILENT = "SET idle_session_timeout = '20s'"
 _WARNING = "SendingBroadcastMessage"
 
 
+MARGIN_S = 2.0
+"""How much later than they are due broadcasts may be committed and are still seen by a look from
+the front on: a relay that routes dates them by its beginning, and takes a second at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What waits: for which transport, when the next is due, whether there are such subscriptions
-    at all."""
+    """What waits: where for which transport, when the next is due, whether there are such
+    subscriptions at all."""
 
-    sql: bool
-    http: bool
+    sql: Sequence[Front]
+    http: Sequence[Front]
     next_due_s: float | None
     known: bool
 
@@ -102,16 +110,26 @@ def refusal_of(error: psycopg.Error) -> MessageRefused | None:
     return None
 
 
+def _columns(places: Sequence[Front]) -> dict[str, str]:
+    return arrays.columns(places, "lanes", "queues", "fronts")
+
+
 class Broadcasts:
     """The statements over one hot connection. A `clock` stands in for the server's, in tests."""
 
     def __init__(
-        self, connection: HotConnection, clock: Callable[[], datetime] | None = None
+        self,
+        connection: HotConnection,
+        clock: Callable[[], datetime] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
         self._attempts = Attempts(connection, clock)
         self._now: Callable[[], datetime | None] = clock or (lambda: None)
         self._warnings: list[str] = []
+        self._fronts = Fronts(MARGIN_S)
+        self._walks = Pace()
+        self._monotonic = monotonic
         connection.raw.add_notice_handler(self._note)
 
     def _note(self, diagnostic: psycopg.errors.Diagnostic) -> None:
@@ -130,15 +148,34 @@ class Broadcasts:
         return row[0], row[1], row[2]
 
     async def due(self) -> Due:
-        """Look for what waits."""
-        row = await (await self._connection.run("broadcast_due", {"now": self._now()})).fetchone()
+        """Look for what waits: everywhere, or where a walk would be too dear again, from the fronts
+        on."""
+        began = self._monotonic()
+        walk = self._walks.due(began)
+        places = [] if walk else self._fronts.known()
+        params = {"now": self._now(), "walk": walk} | _columns(places)
+        row = await (await self._connection.run("broadcast_due", params)).fetchone()
         assert row is not None
-        return Due(*row)
+        known, now, *columns = row
+        found = zipped(*columns)
+        met = [(lane, queue, due) for lane, queue, due, _, _ in found]
+        if walk:
+            self._walks.took(began, self._monotonic() - began)
+            self._fronts.walked(now, met, -math.inf, 0)
+        else:
+            self._fronts.looked(now, met)
+        due: dict[str | None, list[Front]] = {"sql": [], "http": []}
+        for lane, queue, front, transport, ripe_at in found:
+            if ripe_at is not None and ripe_at <= now:
+                due[transport].append((lane, queue, front))
+        later = [at for *_, at in found if at is not None and at > now]
+        return Due(due["sql"], due["http"], min(later) - now if later else None, known)
 
-    async def send(self, rows_max: int) -> Sent:
-        """Broadcast what is due by sql, in one statement. Raises MessageRefused, nothing done."""
+    async def send(self, rows_max: int, places: Sequence[Front]) -> Sent:
+        """Broadcast what is due there by sql, in one statement. Raises MessageRefused, nothing
+        done."""
         try:
-            params = {"now": self._now(), "rows_max": rows_max}
+            params = {"now": self._now(), "rows_max": rows_max} | _columns(places)
             row = await (await self._connection.run("broadcast_send", params)).fetchone()
         except psycopg.Error as error:
             raise refusal_of(error) or error from error.__cause__
@@ -146,16 +183,21 @@ class Broadcasts:
         return Sent(*row)
 
     async def lease(
-        self, transport: str, rows_max: int, token: int, lease_s: float
+        self,
+        transport: str,
+        rows_max: int,
+        places: Sequence[Front],
+        token: int,
+        lease_s: float,
     ) -> list[Message]:
-        """Lease and start what is due, in order of event."""
+        """Lease and start what is due there, in order of event."""
         params = {
             "now": self._now(),
             "transport": transport,
             "rows_max": rows_max,
             "token": token,
             "lease_s": lease_s,
-        }
+        } | _columns(places)
         cursor = await self._connection.run("broadcast_lease", params)
         return [Message(*(*row, token)) for row in await cursor.fetchall()]
 

@@ -5,12 +5,14 @@ Every transaction that leases runs under the dispatch lock, so that limits are e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from outbox.fronts import Front, Fronts, zipped
 from outbox.store import arrays
 from outbox.store.connect import REFUSED, HotConnection, Lock
 
@@ -27,7 +29,10 @@ how long one event may take that is routed alone."""
 
 
 OLDEST_KEPT = 128
-"""Of so many lanes a relay remembers the oldest live lease."""
+"""Of so many lanes a relay remembers the oldest live lease, and tells a claim the front."""
+
+WALK_MAX = 1000
+"""Lanes of a walk for those who make one by themselves."""
 
 
 def _by_lane(lanes: Sequence[int] | None, oldest: Sequence[int] | None) -> dict[int, int]:
@@ -57,7 +62,9 @@ class Claim:
 class Routed:
     """What one routing transaction did. `waiting` deliveries could go but found no permit;
     `broadcasts` are scheduled for the daemon itself; `spare` permits are left in the lanes met;
-    `token` is that of the leases, `oldest` by lane a token that no live lease is older than."""
+    `token` is that of the leases, `oldest` by lane a token that no live lease is older than. At
+    `now` (seconds since 1970) first attempts `wait` by lane since such a time; in `clear` lanes
+    there are none."""
 
     ids: list[UUID]
     events: int
@@ -69,36 +76,41 @@ class Routed:
     orgs_full: list[str]
     broadcasts: int = 0
     spare: int = 0
+    now: float = 0.0
+    waits: Sequence[tuple[int, float]] = ()
+    clear: Sequence[int] = ()
     token: int = 0
     oldest: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> Routed:
         """What a row of `route.sql` says."""
-        ids, events, deliveries, leased, waiting, id_max, org_last, full, *more, lanes, oldest = row
-        counts = (events, deliveries, leased, waiting, id_max, org_last)
-        return cls(split_ids(ids), *counts, full or [], *[*more, _by_lane(lanes, oldest)])
+        waits, clear = zipped(*row[11:13]), row[13] or ()
+        more = [row[7] or [], *row[8:11], waits, clear, row[14], _by_lane(*row[15:])]
+        return cls(split_ids(row[0]), *[*row[1:7], *more])
 
 
 @dataclass(frozen=True, slots=True)
 class Leased:
     """What one leasing transaction found. `idle` counts due rows that are not to be tried;
     `blocked` says that due work waits for a permit or a rate token, `later` that some of it was
-    not a first attempt."""
+    not a first attempt. `met` is what was the first of each place at `now`, before."""
 
     ids: list[UUID]
-    lane_last: int | None
     next_due_s: float | None
     idle: int
     blocked: bool
     later: bool = False
+    now: float = 0.0
+    met: Sequence[tuple[int, int, float | None]] = ()
     token: int = 0
     oldest: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: tuple[Any, ...]) -> Leased:
         """What a row of `lease_due.sql` says."""
-        return cls(split_ids(row[0]), *[*row[2:-2], _by_lane(*row[-2:])])
+        met = zipped(*row[7:10])
+        return cls(split_ids(row[0]), *[*row[2:7], met, row[10], _by_lane(*row[11:])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +132,18 @@ class Advanced:
 
 
 @dataclass(frozen=True, slots=True)
+class Walk:
+    """A walk over at most `lanes_max` lanes beyond `lane_from`."""
+
+    lane_from: int = 0
+    lanes_max: int = WALK_MAX
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """One look at what a relay waits for; `snapshot` is `xmin:xmax:xip,...`, `bell_was` 1 where a
     relay was awake, 2 where all slept, else when somebody rang; `signalled` says that a key may
-    have its next turn, `scheduled` that a delivery has a due time (true where it was not asked)."""
+    have its next turn; `now` is seconds since 1970, `lane_last` where a walk was cut."""
 
     pending: bool
     expired: bool
@@ -131,7 +151,8 @@ class Tick:
     newest_id: int
     bell_was: int
     signalled: bool
-    scheduled: bool = True
+    now: float = 0.0
+    lane_last: int | None = None
 
     @property
     def work(self) -> bool:
@@ -153,6 +174,7 @@ class Dispatch:
         self._lease_s = lease_s
         self._now: Callable[[], datetime | None] = clock or (lambda: None)
         self._oldest: dict[int, int] = {}
+        self.fronts = Fronts()
 
     async def prepare(self) -> None:
         """Set what holds for the session, where there is a session of our own."""
@@ -173,6 +195,7 @@ class Dispatch:
     async def route(self, claim: Claim, window: int, token: int | None = None) -> Routed:
         """Claim pending events, make their deliveries, lease at most `window` of them, under the
         next token unless one is given."""
+        fronts = self.fronts.known(queue=0)[-OLDEST_KEPT:]
         row = await self._one(
             "route",
             {
@@ -184,6 +207,7 @@ class Dispatch:
                 "org_from": claim.org_from,
                 "orgs_skipped": list(claim.orgs_skipped),
                 "window": window,
+                **arrays.columns([(lane, at) for lane, _, at in fronts], "front_lanes", "fronts"),
                 **self._lease(token),
             },
             lock="dispatch_lock",
@@ -191,6 +215,8 @@ class Dispatch:
         )
         routed = Routed.of(row)
         self._seen(token, routed.oldest)
+        self.fronts.clear(routed.now, [(lane, 0) for lane in routed.clear])
+        self.fronts.put([(lane, 0, due) for lane, due in routed.waits])
         return routed
 
     def _lease(self, token: int | None) -> Params:
@@ -209,20 +235,18 @@ class Dispatch:
 
     async def lease_due(
         self,
-        lane_from: int,
-        lanes_max: int,
+        places: Sequence[Front],
         window: int,
         token: int | None = None,
         later_max: int | None = None,
     ) -> Leased:
-        """Lease scheduled deliveries that are due, fair over lanes, within permits; at most
+        """Lease scheduled deliveries that are due there, fair over lanes, within permits; at most
         `later_max` of them retries, replays and redrives."""
         row = await self._one(
             "lease_due",
             {
                 "now": self._now(),
-                "lane_from": lane_from,
-                "lanes_max": lanes_max,
+                **arrays.columns(places, "due_lanes", "due_queues", "fronts"),
                 "window": window,
                 "later_max": window if later_max is None else later_max,
                 **self._lease(token),
@@ -231,6 +255,7 @@ class Dispatch:
         )
         leased = Leased.of(row)
         self._seen(token, leased.oldest)
+        self.fronts.looked(leased.now, leased.met)
         return leased
 
     async def expire(
@@ -243,7 +268,9 @@ class Dispatch:
             "rows_max": rows_max,
             "expiries_max": expiries_max,
         }
-        return Expired(*await self._one("expire_leases", params))
+        row = await self._one("expire_leases", params)
+        self.fronts.put(zipped(*row[3:]))
+        return Expired(*row[:3])
 
     async def tend(self, rows_max: int) -> int:
         """End or hold due deliveries that are not to be tried; returns how many."""
@@ -256,26 +283,44 @@ class Dispatch:
         """Give keys of ordered subscriptions their next turn; `since_s` looks only at the signals
         of the last seconds."""
         params = {"now": self._now(), "since_s": since_s, "rows_max": rows_max}
-        return Advanced(*await self._one("order_advance", params, lock="dispatch_lock"))
+        row = await self._one("order_advance", params, lock="dispatch_lock")
+        self.fronts.put(zipped(*row[3:]))
+        return Advanced(*row[:3])
 
     async def release(self, token: int, ids: Sequence[UUID]) -> None:
         """Give back unstarted leases at once."""
-        await self._connection.run("release", {"token": token, "ids": list(ids)})
+        cursor = await self._connection.run("release", {"token": token, "ids": list(ids)})
+        self.fronts.put(await cursor.fetchall())
 
     async def tick(
         self,
         floor: int,
         bell: int | None = None,
         *,
-        scheduled: bool = False,
+        leases: bool = False,
         since_s: float | None = None,
+        walk: Walk | None = None,
     ) -> Tick:
-        """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring; `scheduled`
-        also looks for deliveries with a due time, and for leases that ran out, where `since_s` is
-        given only for those of the last seconds."""
-        params = {"floor": floor, "bell": bell, "scheduled": scheduled, "since_s": since_s}
+        """Look for work; `bell` 1 says that a relay is awake, 2 asks capture to ring; `leases`
+        also looks for those that ran out, where `since_s` is given only in the last seconds;
+        `walk` finds the fronts of what is scheduled."""
+        params: Params = {"floor": floor, "bell": bell, "leases": leases, "since_s": since_s}
+        params["lane_from"] = None if walk is None else walk.lane_from
+        params["lanes_max"] = None if walk is None else walk.lanes_max
         row = await self._one("tick", params)
-        return Tick(*row[:7])
+        now, *columns = row[6:10]
+        last = None
+        if walk is not None:
+            found = zipped(*columns)
+            lanes = {lane for lane, _, _ in found}
+            last = max(lanes) if len(lanes) >= walk.lanes_max else None
+            self.fronts.walked(now, found, walk.lane_from, math.inf if last is None else last)
+        return Tick(*[*row[:7], last])
+
+    async def due(self, lanes_max: int = WALK_MAX) -> list[Front]:
+        """Walk, and tell everything that waits, due or not, for those who keep no time."""
+        await self.tick(ID_MAX, walk=Walk(0, lanes_max))
+        return self.fronts.due(math.inf, 3 * lanes_max)
 
     async def disable_slow_filters(self, floor: int) -> list[int]:
         """Find which filters make the first event above `floor` take too long, and disable their

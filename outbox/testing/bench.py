@@ -42,7 +42,6 @@ T = TypeVar("T")
 
 ROWS_MAX = 10_000
 """What one look at the tables shows at most."""
-LANES_MAX = 100
 LIMIT = timedelta(seconds=10)
 """How long an attempt may take, unless told otherwise."""
 ORG = "acme"
@@ -171,7 +170,8 @@ class Bench:
     def lease_due(self, window: int = 1000) -> int:
         """Lease what is due again and hand it to the broker; returns how many deliveries."""
         token = next(self._tokens)
-        leased = self.run(self._dispatch.lease_due(0, LANES_MAX, window, token))
+        places = self.run(self._dispatch.due())
+        leased = self.run(self._dispatch.lease_due(places, window, token))
         self._hand(token, leased.ids)
         return len(leased.ids)
 

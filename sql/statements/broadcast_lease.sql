@@ -5,6 +5,7 @@
 -- now       timestamptz or null
 -- transport text: sql or http
 -- rows_max  int
+-- lanes, queues, fronts: where to look, see broadcast_due.sql
 -- token     bigint
 -- lease_s   float8
 -- A row each: id, attempt, retry, age_left_s, topic, event, payload (JSON text), private, passed (boolean: a
@@ -14,7 +15,8 @@ WITH clock AS MATERIALIZED (
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
 ),
 claimed AS MATERIALIZED (
-    SELECT j.* FROM clock, outbox.broadcast_claim(clock.now, %(transport)s::text, %(rows_max)s::int) j
+    SELECT j.* FROM clock, outbox.broadcast_claim(clock.now, %(transport)s::text, %(rows_max)s::int,
+        %(lanes)s::bigint[], %(queues)s::int[], %(fronts)s::float8[]) j
 ),
 leased AS (
     UPDATE outbox.delivery d

@@ -4,6 +4,7 @@
 --
 -- now       timestamptz or null
 -- rows_max  int
+-- lanes, queues, fronts: where to look, see broadcast_due.sql
 -- One row: sent, coalesced, dead, late (counts)
 --
 -- The claim sees what was committed while this statement had begun already, the statement itself does not:
@@ -13,7 +14,8 @@ WITH clock AS MATERIALIZED (
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
 ),
 claimed AS MATERIALIZED (
-    SELECT j.* FROM clock, outbox.broadcast_claim(clock.now, 'sql', %(rows_max)s::int) j
+    SELECT j.* FROM clock, outbox.broadcast_claim(clock.now, 'sql', %(rows_max)s::int,
+        %(lanes)s::bigint[], %(queues)s::int[], %(fronts)s::float8[]) j
 ),
 gone AS (
     DELETE FROM outbox.delivery d WHERE d.id = ANY (ARRAY(SELECT c.id FROM claimed c)) RETURNING d.id

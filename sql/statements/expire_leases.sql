@@ -5,7 +5,8 @@
 -- since_s       float8 or null: only leases that ran out so lately; null means all
 -- rows_max      int
 -- expiries_max  int: started leases that may run out in one budget
--- One row: started, unstarted, dead (counts)
+-- One row: started, unstarted, dead (counts), lanes (bigint[]), queues (int[]), dues (float8[], seconds since
+-- 1970): of those for workers, when they are due again
 --
 -- A `lease_expired` fact is charged where the lease had started; the last one, which kills, is the
 -- `dead` fact itself.
@@ -52,5 +53,7 @@ told AS (
 )
 SELECT count(*) FILTER (WHERE e.started) AS started,
        count(*) FILTER (WHERE NOT e.started) AS unstarted,
-       count(*) FILTER (WHERE e.started AND e.expiries + 1 >= %(expiries_max)s::int) AS dead
-FROM ended e
+       count(*) FILTER (WHERE e.started AND e.expiries + 1 >= %(expiries_max)s::int) AS dead,
+       array_agg(e.lane) FILTER (WHERE e.lane > 0) AS lanes, array_agg(e.queue) FILTER (WHERE e.lane > 0) AS queues,
+       array_agg(extract(epoch FROM clock.now)::float8) FILTER (WHERE e.lane > 0) AS dues
+FROM clock LEFT JOIN ended e ON true

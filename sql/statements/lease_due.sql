@@ -1,51 +1,47 @@
 -- Leases scheduled deliveries that are due, fair over lanes, within each lane's permits.
 --
--- Runs under the dispatch lock. A loose scan visits at most `lanes_max` lanes that hold scheduled
--- work, from `lane_from` on; first attempts go before retries, retries before what is replayed or
--- redriven, and those two hold at most three quarters of a lane's permits, so that a storm of them
+-- Runs under the dispatch lock. Looks at the lanes and queues given, from their fronts on. First
+-- attempts go before retries, retries before what is replayed or redriven, and those two hold at most three quarters of a lane's permits, so that a storm of them
 -- leaves room for fresh events. A lane whose circuit is open gets one delivery, when its probe is
 -- due and nothing else of it is under way. What is past its age or expiry, or belongs to a paused,
 -- disabled or removed destination, is left to tend_due.sql.
 --
 -- now         timestamptz or null
--- lanes_max   int
--- lane_from   bigint: lanes > lane_from
+-- due_lanes   bigint[], due_queues int[], fronts float8[] (seconds since 1970): where to look, and a time before
+--             which nothing of that lane and queue is due
 -- window      int: leases to hand out at most
 -- later_max   int: of those, to retries, replays and redrives
 -- token       bigint or null; lanes, oldest bigint[]: see route.sql
 -- lease_s     float8
--- One row: ids (bytea, 16 bytes each), leased, lane_last (null when the scan reached the end),
--- next_due_s (float8: seconds until the next delivery or probe of the lanes visited is due, null if
+-- One row: ids (bytea, 16 bytes each), leased,
+-- next_due_s (float8: seconds until the next delivery or probe of what was looked at is due, null if
 -- none),
 -- idle (int: due deliveries seen that are not to be leased: overdue, paused, disabled, removed),
 -- blocked (boolean: something is due in a lane that has no permit or token left),
--- later (boolean: retries, replays or redrives were due), token, lanes and oldest (see route.sql)
-WITH RECURSIVE clock AS MATERIALIZED (
+-- later (boolean: retries, replays or redrives were due), now (float8, seconds since 1970), met_lanes (bigint[]),
+-- met_queues (int[]), met_dues (float8[]; null where there is none): the first delivery from each front on,
+-- token, lanes and oldest (see route.sql)
+WITH clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now
 ),
 drawn AS MATERIALIZED (
     SELECT coalesce(%(token)s::bigint, (pg_catalog.nextval('outbox.lease_token') << 20)
                                        | pg_catalog.floor(pg_catalog.random() * 1048576)::bigint) AS token
 ),
--- The first due time of each lane that holds scheduled work, queue by queue.
-scan (queue, lane, due_at, n) AS (
-    SELECT q.queue, first.lane, first.due_at, 1 FROM (VALUES (0), (1), (2)) q (queue) CROSS JOIN LATERAL (
-        SELECT d.lane, d.due_at FROM outbox.delivery d
-        WHERE d.state = 'scheduled' AND d.queue = q.queue AND d.lane > %(lane_from)s::bigint
-        ORDER BY d.lane, d.due_at LIMIT 1) first
-    UNION ALL
-    SELECT s.queue, next.lane, next.due_at, s.n + 1 FROM scan s CROSS JOIN LATERAL (
-        SELECT d.lane, d.due_at FROM outbox.delivery d
-        WHERE d.state = 'scheduled' AND d.queue = s.queue AND d.lane > s.lane
-        ORDER BY d.lane, d.due_at LIMIT 1) next
-    WHERE s.n < %(lanes_max)s::int
+scan AS MATERIALIZED (
+    SELECT k.lane, k.queue, (
+        SELECT d.due_at FROM outbox.delivery d
+        WHERE d.state = 'scheduled' AND d.queue = k.queue AND d.lane = k.lane AND d.due_at >= to_timestamp(k.front)
+        ORDER BY d.due_at LIMIT 1) AS due_at
+    FROM unnest(%(due_lanes)s::bigint[], %(due_queues)s::int[], %(fronts)s::float8[]) k (lane, queue, front)
 ),
 seen AS MATERIALIZED (
-    SELECT s.lane, min(s.due_at) AS due_at FROM scan s
-    GROUP BY s.lane ORDER BY s.lane LIMIT %(lanes_max)s::int
+    SELECT s.lane, min(s.due_at) AS due_at, min(s.due_at) FILTER (WHERE s.queue = 0) AS fresh_from,
+           min(s.due_at) FILTER (WHERE s.queue = 1) AS retries_from, min(s.due_at) FILTER (WHERE s.queue = 2) AS again_from
+    FROM scan s WHERE s.due_at IS NOT NULL GROUP BY s.lane
 ),
 lanes AS MATERIALIZED (
-    SELECT s.lane, n.rate_per_s, r.tokens, coalesce(n.concurrency, 2147483647) AS concurrency,
+    SELECT s.lane, s.fresh_from, s.retries_from, s.again_from, n.rate_per_s, r.tokens, coalesce(n.concurrency, 2147483647) AS concurrency,
            used.n AS used, used.retries, h.probe_at, CASE WHEN n.concurrency IS NOT NULL THEN least(used.oldest, drawn.token) END AS oldest,
            least(CASE WHEN h.probe_at IS NULL THEN coalesce(n.concurrency, 2147483647) - used.n
                       WHEN h.probe_at <= clock.now AND used.n = 0 THEN 1 ELSE 0 END,
@@ -81,20 +77,20 @@ picked AS MATERIALIZED (
     FROM clock, lanes l CROSS JOIN LATERAL (
         SELECT f.*, true AS fresh FROM (
             SELECT d.id, d.subscription_id, d.expires_at, d.age_limit_at FROM outbox.delivery d
-            WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 0 AND d.due_at <= clock.now
+            WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 0 AND d.due_at >= l.fresh_from AND d.due_at <= clock.now
             ORDER BY d.due_at LIMIT greatest(0, l.free)
             FOR UPDATE SKIP LOCKED) f
         UNION ALL
         SELECT o.*, false FROM (
             SELECT r.* FROM (
                 SELECT d.id, d.subscription_id, d.expires_at, d.age_limit_at FROM outbox.delivery d
-                WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 1 AND d.due_at <= clock.now
+                WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 1 AND d.due_at >= l.retries_from AND d.due_at <= clock.now
                 ORDER BY d.due_at LIMIT greatest(0, l.free)
                 FOR UPDATE SKIP LOCKED) r
             UNION ALL
             SELECT a.* FROM (
                 SELECT d.id, d.subscription_id, d.expires_at, d.age_limit_at FROM outbox.delivery d
-                WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 2 AND d.due_at <= clock.now
+                WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 2 AND d.due_at >= l.again_from AND d.due_at <= clock.now
                 ORDER BY d.due_at LIMIT greatest(0, l.free)
                 FOR UPDATE SKIP LOCKED) a
             LIMIT greatest(0, least(l.free, %(later_max)s::int, greatest(1, l.concurrency::bigint * 3 / 4) - l.retries))) o
@@ -130,15 +126,17 @@ spent AS (
 )
 SELECT (SELECT string_agg(uuid_send(l.id), '') FROM leased l) AS ids,
        (SELECT count(*) FROM leased) AS leased,
-       (SELECT CASE WHEN count(*) >= %(lanes_max)s::int THEN max(s.lane) END FROM seen s) AS lane_last,
        (SELECT (extract(epoch FROM min(x.at)) - extract(epoch FROM clock.now))::float8 FROM clock, (
-            SELECT s.due_at AS at FROM seen s UNION ALL SELECT l.probe_at FROM lanes l) x
+            SELECT s.due_at AS at FROM scan s UNION ALL SELECT l.probe_at FROM lanes l) x
         WHERE x.at > clock.now GROUP BY clock.now) AS next_due_s,
        (SELECT count(*) FROM picked p WHERE NOT p.fit)
        + (SELECT count(*) FROM clock, seen s LEFT JOIN lanes l USING (lane)
           WHERE s.due_at <= clock.now AND l.lane IS NULL) AS idle,
        EXISTS (SELECT FROM lanes l WHERE l.probe_at IS NULL AND (l.free <= 0 OR l.tokens < 2)) AS blocked,
        EXISTS (SELECT FROM clock, scan s WHERE s.queue > 0 AND s.due_at <= clock.now) AS later,
+       (SELECT extract(epoch FROM now)::float8 FROM clock) AS now, m.met_lanes, m.met_queues, m.met_dues,
        (SELECT d.token FROM drawn d) AS token, o.lanes, o.oldest
 FROM (SELECT array_agg(l.lane) AS lanes, array_agg(l.oldest) AS oldest FROM (
           SELECT l.lane, l.oldest FROM lanes l WHERE l.oldest IS NOT NULL ORDER BY l.used DESC LIMIT 64) l) o
+CROSS JOIN (SELECT array_agg(s.lane) AS met_lanes, array_agg(s.queue) AS met_queues,
+                   array_agg(extract(epoch FROM s.due_at)::float8) AS met_dues FROM scan s) m

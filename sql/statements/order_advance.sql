@@ -11,7 +11,8 @@
 -- since_s   float8 or null: only signals of the last seconds, so that a scan does not walk the dead
 --           rows that somebody's old snapshot keeps; null looks at all
 -- rows_max  int
--- One row: signals, released, parked (counts)
+-- One row: signals, released, parked (counts), lanes (bigint[]), queues (int[]), dues (float8[], seconds since
+-- 1970): of those released to workers
 WITH clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
@@ -108,4 +109,6 @@ done AS (
 )
 SELECT (SELECT count(*) FROM signal) AS signals,
        (SELECT count(*) FROM own o WHERE NOT o.park) AS released,
-       (SELECT count(*) FROM own o WHERE o.park) AS parked
+       (SELECT count(*) FROM own o WHERE o.park) AS parked, r.lanes, r.queues, r.dues
+FROM (SELECT array_agg(o.lane) AS lanes, array_agg(o.queue) AS queues,
+             array_agg(extract(epoch FROM o.due_at)::float8) AS dues FROM own o WHERE NOT o.park AND o.lane > 0) r

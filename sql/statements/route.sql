@@ -15,11 +15,13 @@
 -- window         int: leases to hand out at most
 -- token          bigint or null: the lease token, for tests; null draws the next one
 -- lanes, oldest  bigint[]: of lanes, a token that no live lease is older than
+-- front_lanes    bigint[], fronts float8[] (seconds since 1970): of lanes, a time before which no first attempt is due
 -- lease_s        float8: length of the lease in seconds
 -- One row: ids (bytea, 16 bytes a leased delivery, organizations in turn), events, deliveries,
 -- leased, waiting (ready but without a permit), id_max (of the claimed), org_last (visited), orgs_full (text[]: all of whose deliveries
 -- had to wait), broadcasts (deliveries that the daemon itself performs), spare (permits and tokens left
--- in the lanes met), token, lanes and oldest (bigint[]: for the next claim)
+-- in the lanes met), now (float8, seconds since 1970), wait_lanes (bigint[]) and wait_dues (float8[]): where first attempts wait,
+-- and since when; clear_lanes (bigint[]): where none was due; token, lanes and oldest (bigint[]: for the next claim)
 WITH RECURSIVE clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
@@ -165,18 +167,23 @@ turns AS MATERIALIZED (
 ),
 lanes AS MATERIALIZED (
     SELECT l.lane, l.rate_per_s, r.tokens, h.open, used.n, CASE WHEN l.concurrency IS NOT NULL THEN least(used.oldest, drawn.token) END AS oldest,
+           first.due_at AS waits_since,
            -- Who came earlier and waits for a permit goes first.
-           CASE WHEN EXISTS (SELECT FROM outbox.delivery d
-                             WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 0
-                               AND d.due_at <= clock.now) THEN 0 ELSE least(coalesce(l.concurrency, 2147483647) - used.n, floor(coalesce(r.tokens, 2147483647)))::bigint END AS free
+           CASE WHEN first.due_at IS NOT NULL THEN 0 ELSE least(coalesce(l.concurrency, 2147483647) - used.n, floor(coalesce(r.tokens, 2147483647)))::bigint END AS free
     FROM clock, drawn, (
         SELECT m.*, coalesce((SELECT k.oldest FROM unnest(%(lanes)s::bigint[], %(oldest)s::bigint[]) k (lane, oldest)
-                              WHERE k.lane = m.lane LIMIT 1), 0) AS since
+                              WHERE k.lane = m.lane LIMIT 1), 0) AS since,
+               coalesce((SELECT to_timestamp(k.front) FROM unnest(%(front_lanes)s::bigint[], %(fronts)s::float8[]) k (lane, front)
+                         WHERE k.lane = m.lane LIMIT 1), '-infinity') AS front
         FROM (SELECT DISTINCT m.lane, m.concurrency, m.rate_per_s FROM matched m
               WHERE m.held_reason IS NULL AND m.lane > 0 AND m.order_key IS NULL) m
         OFFSET 0) l
     CROSS JOIN LATERAL (
         SELECT EXISTS (SELECT FROM outbox.lane_health h WHERE h.lane = l.lane AND h.probe_at IS NOT NULL) AS open) h
+    LEFT JOIN LATERAL (
+        SELECT d.due_at FROM outbox.delivery d
+        WHERE d.lane = l.lane AND d.state = 'scheduled' AND d.queue = 0 AND d.due_at >= l.front AND d.due_at <= clock.now
+        ORDER BY d.due_at LIMIT 1) first ON true
     CROSS JOIN LATERAL (
         SELECT count(*) AS n, min(x.token) AS oldest FROM (
             SELECT d.token FROM outbox.delivery d
@@ -249,6 +256,7 @@ SELECT f.ids, (SELECT count(*) FROM claimed) AS events, f.deliveries, f.leased, 
             HAVING bool_and(f.state = 'scheduled' AND f.ready)) o) END AS orgs_full,
        f.broadcasts,
        (SELECT coalesce(sum(greatest(l.free, 0)), 0)::bigint FROM lanes l) - f.leased AS spare,
+       (SELECT extract(epoch FROM now)::float8 FROM clock) AS now, w.wait_lanes, w.wait_dues, w.clear_lanes,
        (SELECT d.token FROM drawn d) AS token, o.lanes, o.oldest
 FROM (SELECT string_agg(uuid_send(f.id), '' ORDER BY f.nth) FILTER (WHERE f.state = 'leased') AS ids,
              count(*) FILTER (WHERE f.real AND f.dropped IS NULL) AS deliveries,
@@ -259,3 +267,12 @@ FROM (SELECT string_agg(uuid_send(f.id), '' ORDER BY f.nth) FILTER (WHERE f.stat
 CROSS JOIN (
     SELECT array_agg(l.lane) AS lanes, array_agg(l.oldest) AS oldest FROM (
         SELECT l.lane, l.oldest FROM lanes l WHERE l.oldest IS NOT NULL ORDER BY l.n DESC LIMIT 64) l) o
+CROSS JOIN (
+    SELECT array_agg(x.lane) FILTER (WHERE x.due_at IS NOT NULL) AS wait_lanes,
+           array_agg(extract(epoch FROM x.due_at)::float8) FILTER (WHERE x.due_at IS NOT NULL) AS wait_dues,
+           array_agg(x.lane) FILTER (WHERE x.due_at IS NULL) AS clear_lanes FROM (
+        SELECT y.lane, min(y.due_at) AS due_at FROM (
+            SELECT l.lane, l.waits_since AS due_at FROM lanes l
+            UNION ALL
+            SELECT f.lane, f.due_at FROM fated f WHERE f.real AND f.state = 'scheduled' AND f.lane > 0) y
+        GROUP BY y.lane) x) w

@@ -5,24 +5,14 @@
 -- now        timestamptz or null
 -- rows_max   int
 -- One row: changed (count)
-WITH RECURSIVE clock AS MATERIALIZED (
+WITH clock AS MATERIALIZED (
     SELECT coalesce(%(now)s::timestamptz, clock_timestamp()) AS now,
            (SELECT last_value FROM outbox.ring_slot)::smallint AS slot
 ),
-scan (queue, lane) AS (
-    SELECT q.queue, first.lane FROM (VALUES (0), (1), (2)) q (queue) CROSS JOIN LATERAL (
-        SELECT d.lane FROM outbox.delivery d WHERE d.state = 'scheduled' AND d.queue = q.queue
-        ORDER BY d.lane, d.due_at LIMIT 1) first
-    UNION ALL
-    SELECT s.queue, next.lane FROM scan s CROSS JOIN LATERAL (
-        SELECT d.lane FROM outbox.delivery d
-        WHERE d.state = 'scheduled' AND d.queue = s.queue AND d.lane > s.lane
-        ORDER BY d.lane, d.due_at LIMIT 1) next
-),
 due AS MATERIALIZED (
-    SELECT x.* FROM clock, scan s CROSS JOIN LATERAL (
+    SELECT x.* FROM clock, outbox.due_walk(-9223372036854775808, 9223372036854775807, 2147483647) w CROSS JOIN LATERAL (
         SELECT d.* FROM outbox.delivery d
-        WHERE d.state = 'scheduled' AND d.queue = s.queue AND d.lane = s.lane AND d.due_at <= clock.now
+        WHERE d.state = 'scheduled' AND d.queue = w.queue AND d.lane = w.lane AND d.due_at >= w.due_at AND d.due_at <= clock.now
         ORDER BY d.due_at LIMIT %(rows_max)s::int) x
     UNION ALL
     (SELECT d.* FROM outbox.delivery d

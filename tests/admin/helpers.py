@@ -17,7 +17,7 @@ from outbox.lifecycle import State
 from outbox.secrets import KeyRing
 from outbox.store.attempts import Attempts, Settlement
 from outbox.store.connect import HotConnection, connect, connect_hot
-from outbox.store.dispatch import Claim, Dispatch
+from outbox.store.dispatch import Claim, Dispatch, Leased
 from outbox.store.endpoints import AddedEndpoint, EndpointSpec, add_endpoint
 from outbox.store.subscriptions import Rule
 
@@ -76,7 +76,12 @@ class Shop:
     def lease(self, window: int = 1000) -> list[tuple[UUID, int]]:
         """Lease what is due."""
         token = next(self._tokens)
-        leased = self.hot(lambda c: Dispatch(c, 30).lease_due(0, 100, window, token))
+
+        async def lease_due(connection: HotConnection) -> Leased:
+            dispatch = Dispatch(connection, 30)
+            return await dispatch.lease_due(await dispatch.due(), window, token)
+
+        leased = self.hot(lease_due)
         return [(delivery_id, token) for delivery_id in leased.ids]
 
     def take(self, leases: list[tuple[UUID, int]]) -> set[UUID]:

@@ -205,7 +205,7 @@ class Storm:
         token = rng.getrandbits(62)
         claim = Claim(rng.randint(1, 30), orgs_max=rng.choice((0, 8)))
         routed = await dispatch.route(claim, 50, token)
-        due = await dispatch.lease_due(0, 16, 50, token)
+        due = await dispatch.lease_due(await dispatch.due(16), 50, token)
         self._leases.extend((key, token) for key in (*routed.ids, *due.ids))
         await dispatch.expire(50, 1000)
         await dispatch.advance(50)

@@ -147,14 +147,14 @@ def test_what_is_routed_while_a_batch_begins_is_sent_once(station: Station) -> N
         with psycopg.connect(station.url) as router:
             # The claim asks for this table before it takes its snapshot, the statement never does.
             router.execute("LOCK TABLE outbox.subscription_revision IN ACCESS EXCLUSIVE MODE")
-            sending = asyncio.create_task(store.send(1000))
+            sending = asyncio.create_task(store.send(1000, (await store.due()).sql))
             while not station.one("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 await asyncio.sleep(0.005)
             router.execute(
                 f"INSERT INTO outbox.delivery ({columns}) SELECT {columns} FROM public.kept"
                 " WHERE id NOT IN (SELECT d.id FROM outbox.delivery d)".encode()
             )
-        return await sending, await store.send(1000)
+        return await sending, await store.send(1000, (await store.due()).sql)
 
     assert station.hot(body) == (Sent(sent=1, late=2), Sent(sent=2))
     station.run("DROP TABLE public.kept")
@@ -245,7 +245,7 @@ def test_who_lost_its_lease_writes_nothing(station: Station) -> None:
     station.route()
 
     async def body(store: Broadcasts) -> None:
-        messages = await store.lease("sql", 10, 7, 30.0)
+        messages = await store.lease("sql", 10, (await store.due()).sql, 7, 30.0)
         station.run("UPDATE outbox.delivery SET token = 8 WHERE id = %s", messages[0].id)
         ended = [settlement_of(message, SENT, lambda: 0.0) for message in messages]
         await store.put(messages, ended, rows=True, reads=True)

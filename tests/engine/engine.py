@@ -12,8 +12,10 @@ from uuid import UUID
 
 import psycopg
 
+from outbox.fronts import Front
 from outbox.history import DeliveryState, Fact, FactName, fold
 from outbox.lifecycle import State
+from outbox.store import arrays
 from outbox.store import connect as store_connect
 from outbox.store.dispatch import ID_MAX, Claim, Expired, Leased, Routed
 from outbox.store.statements import statement
@@ -117,6 +119,7 @@ class Engine:
         now: datetime | None = None,
         connection: Connection | None = None,
         oldest: Mapping[int, int] | None = None,
+        fronts: Sequence[tuple[int, float]] = (),
         drawn: bool = False,
     ) -> tuple[Routed, int]:
         """Route; returns what was done and the token."""
@@ -132,6 +135,7 @@ class Engine:
                 "lease_s": LEASE_S,
                 "lanes": list(oldest or ()),
                 "oldest": list((oldest or {}).values()),
+                **arrays.columns(fronts, "front_lanes", "fronts"),
             },
             connection,
         )
@@ -147,20 +151,20 @@ class Engine:
         window: int = 10_000,
         *,
         now: datetime | None = None,
-        lane_from: int = 0,
-        lanes_max: int = 100,
+        places: Sequence[Front] | None = None,
         later_max: int | None = None,
         connection: Connection | None = None,
         oldest: Mapping[int, int] | None = None,
         drawn: bool = False,
     ) -> tuple[Leased, int]:
+        """Lease at these places; where none are given, wherever something waits."""
         token = next(self._tokens)
+        places = self.walk() if places is None else places
         row = self._locked(
             "lease_due",
             {
                 "now": now,
-                "lane_from": lane_from,
-                "lanes_max": lanes_max,
+                **arrays.columns(places, "due_lanes", "due_queues", "fronts"),
                 "window": window,
                 "later_max": window if later_max is None else later_max,
                 "token": None if drawn else token,
@@ -171,6 +175,14 @@ class Engine:
             connection,
         )
         return Leased.of(row), token
+
+    def walk(self, beyond: int = 0, lanes_max: int = 1000) -> list[Front]:
+        """Where something waits, and since when, in the lanes for workers."""
+        query = (
+            "SELECT lane, queue, extract(epoch FROM due_at)::float8"
+            " FROM outbox.due_walk(%s, 9223372036854775807, %s)"
+        )
+        return [(row[0], row[1], row[2]) for row in self.rows(query, beyond, lanes_max)]
 
     def due(self, window: int = 10_000, **options: Any) -> list[Lease]:
         """Lease what is due and return the leases."""
@@ -191,7 +203,7 @@ class Engine:
             "rows_max": rows_max,
             "expiries_max": expiries_max,
         }
-        return Expired(*self._row("expire_leases", params))
+        return Expired(*self._row("expire_leases", params)[:3])
 
     def tend(self, now: datetime | None = None, rows_max: int = 1000) -> int:
         return int(self._locked("tend_due", {"now": now, "rows_max": rows_max})[0])

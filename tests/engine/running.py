@@ -1,4 +1,4 @@
-"""A worker or a relay running in this process, with processors that the test scripts."""
+"""A worker or a relay running in this process, with processors and a broker of the test's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from uuid import UUID
 
 import psycopg
 
+from outbox.errors import BrokerUnavailable
 from outbox.outcome import Kind, Outcome
+from outbox.relay import Relay
+from outbox.rhythm import RelayConfig
 from outbox.secrets import KeyRing
 from outbox.store.connect import HotConnection, connect_hot
 from outbox.store.endpoints import AddedEndpoint, EndpointSpec, add_endpoint
@@ -40,6 +43,42 @@ def real_endpoint(engine: Engine, org: str | None = "acme", **fields: Any) -> Ad
     with psycopg.connect(engine.url, autocommit=True) as connection:
         url = fields.pop("url", "http://127.0.0.1:9/x")
         return add_endpoint(connection, EndpointSpec(url, org, rule, **fields), RING)
+
+
+class Hands:
+    """A broker that remembers, and refuses when told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[UUID] = []
+        self.refuses = False
+        self.refused = 0
+
+    def send(self, _token: int, ids: Sequence[UUID]) -> None:
+        if self.refuses:
+            self.refused += 1
+            raise BrokerUnavailable("the broker refuses")
+        self.sent += ids
+
+    def depth(self) -> int:
+        if self.refuses:
+            raise BrokerUnavailable("the broker refuses")
+        return 0
+
+
+@asynccontextmanager
+async def relaying(url: str, hands: Hands, **config: Any) -> AsyncIterator[Relay]:
+    """A relay while the body runs, without a bell."""
+
+    async def open_connection() -> HotConnection:
+        return await connect_hot(url, "relay")
+
+    relay = Relay(open_connection, hands.send, hands.depth, RelayConfig(**config))
+    running = asyncio.create_task(relay.run())
+    try:
+        yield relay
+    finally:
+        relay.stop()
+        await asyncio.wait_for(running, 30)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.budget import Budget
+from outbox.fronts import Fronts
 from outbox.horizon import (
     LATER_MAX,
     MARGIN_S,
@@ -30,6 +31,7 @@ from outbox.horizon import (
 from outbox.relay import Relay
 from outbox.rhythm import FRESH_S, TRICKLE_S, RelayConfig, Rhythm
 from outbox.store.dispatch import Advanced, Claim, Leased, Routed, Tick
+from tests.engine.engine import Engine, another
 
 LOOK_S = 0.25
 
@@ -58,6 +60,7 @@ class Log:
     claimed: list[int] = field(default_factory=list)
     claims: int = 0
     floors: list[int] = field(default_factory=list)
+    fronts: Fronts = field(default_factory=Fronts)
     waits: list[Step] = field(default_factory=list)
     """What happens while a claim waits for the dispatch lock."""
 
@@ -113,7 +116,7 @@ class Log:
         return Routed([], len(found), 0, 0, 0, max(found, default=None), None, [])
 
     async def lease_due(self, *_args: Any) -> Leased:
-        return Leased([], None, None, 0, blocked=False)
+        return Leased([], None, 0, blocked=False)
 
     async def tend(self, _rows_max: int) -> int:
         return 0
@@ -358,6 +361,38 @@ def test_a_snapshot_is_read_as_postgresql_writes_it(xids: frozenset[int]) -> Non
     low, high = min(xids, default=5), max(xids, default=5) + 1
     text = f"{low}:{high}:{','.join(map(str, sorted(xids)))}"
     assert Snapshot.parse(text) == Snapshot(low, high, xids)
+
+
+def test_the_floor_stays_where_the_list_of_who_writes_was_cut() -> None:
+    """Somebody may be missing who has drawn an id below and is to be watched."""
+    floor = Floor(0.0)
+    floor.reached(0.0, 10)
+    floor.rise(10, Snapshot.parse("7:9000:7,8:cut"))
+    assert floor.value == 0
+    floor.rise(10, Snapshot.parse("7:9000:7,8"))
+    assert floor.value == 10
+
+
+def test_a_look_says_that_its_list_of_who_writes_is_cut(engine: Engine) -> None:
+    """Behind a thousand subtransactions of one that nothing has ended after: whoever comes then has
+    an id that is not listed."""
+    with another(engine.url) as writer, another(engine.url) as other:
+        writer.execute("BEGIN")
+        writer.execute("CREATE TEMP TABLE t (id int)")
+        for count, cut in ((900, False), (1100, True)):
+            writer.execute(
+                f"DO $$ BEGIN FOR i IN 1..{count} LOOP BEGIN INSERT INTO t VALUES (i);"
+                " EXCEPTION WHEN OTHERS THEN RAISE; END; END LOOP; END $$".encode()
+            )
+            with other.transaction(force_rollback=True):
+                other.execute("SELECT outbox.emit('x', '1'::json)")
+                [(xid,)] = other.execute("SELECT pg_current_xact_id()::text::bigint").fetchall()
+                params = {"floor": 0, "bell": None, "leases": False, "since_s": None}
+                params |= {"lane_from": None, "lanes_max": None}
+                snapshot = Snapshot.parse(engine._row("tick", params)[2])
+                assert (snapshot.cut, xid in snapshot.running) == (cut, not cut)
+                assert snapshot.xmax > xid
+            engine.run("SELECT pg_current_xact_id()")
 
 
 # -- the window -----------------------------------------------------------------------------------
@@ -638,7 +673,8 @@ def test_beside_an_organization_without_permits_the_relay_is_awake(
 def test_what_is_not_fresh_is_looked_for_again_soon_only_where_some_was_due() -> None:
     log = Log()
     relay = relay_over(log, 500)
-    answer = Leased([], None, None, 0, blocked=False)
+    answer = Leased([], None, 0, blocked=False)
+    log.fronts.put([(1, 1, log.now)])
 
     async def lease_due(*_args: Any) -> Leased:
         return answer
@@ -652,5 +688,5 @@ def test_what_is_not_fresh_is_looked_for_again_soon_only_where_some_was_due() ->
 
     config = RelayConfig()
     assert asyncio.run(next_look_s()) == pytest.approx(config.due_s)
-    answer = Leased([], None, None, 0, blocked=False, later=True)
+    answer = Leased([], None, 0, blocked=False, later=True)
     assert asyncio.run(next_look_s()) == pytest.approx(config.blocked_s_min)

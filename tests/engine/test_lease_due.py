@@ -42,17 +42,21 @@ def test_lanes_take_turns_within_the_window(engine: Engine) -> None:
     assert leased_by_lane(engine) == dict.fromkeys(made, 2)
 
 
-def test_a_scan_over_many_lanes_goes_on_where_it_ended(engine: Engine) -> None:
+def test_a_walk_over_many_lanes_goes_on_where_it_ended(engine: Engine) -> None:
     made = lanes(engine, 5, 1)
-    seen, lane_from = [], 0
-    while True:
-        leased, _ = engine.lease_due(lanes_max=2, lane_from=lane_from)
-        seen.append(len(leased.ids))
-        if leased.lane_last is None:
-            break
-        lane_from = leased.lane_last
-    assert sum(seen) == 5
-    assert leased_by_lane(engine) == dict.fromkeys(made, 1)
+    seen: list[int] = []
+    while found := engine.walk(seen[-1] if seen else 0, lanes_max=2):
+        assert len(found) <= 2
+        seen += [lane for lane, _, _ in found]
+    assert seen == made
+
+
+def test_a_cut_walk_tells_all_queues_of_the_lanes_that_it_tells(engine: Engine) -> None:
+    """Each queue has its own lanes: of what lies behind the last, some is missing."""
+    made = lanes(engine, 4, 1)
+    engine.run("UPDATE outbox.delivery SET attempts = 1 WHERE lane = ANY (%s)", made[1:3])
+    assert [found[:2] for found in engine.walk(lanes_max=2)] == [(made[0], 0), (made[1], 1)]
+    assert [found[:2] for found in engine.walk(made[1])] == [(made[3], 0), (made[2], 1)]
 
 
 def test_it_tells_whether_something_was_due_that_is_no_first_attempt(engine: Engine) -> None:
@@ -118,7 +122,7 @@ def test_the_next_due_time_is_told(engine: Engine) -> None:
 
 def test_nothing_scheduled_has_no_next_due_time(engine: Engine) -> None:
     leased, _ = engine.lease_due()
-    assert (leased.ids, leased.next_due_s, leased.lane_last, leased.idle) == ([], None, None, 0)
+    assert (leased.ids, leased.next_due_s, leased.idle) == ([], None, 0)
 
 
 def test_what_must_not_be_tried_is_seen_and_left(engine: Engine) -> None:

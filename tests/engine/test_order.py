@@ -36,7 +36,7 @@ def keyed(engine: Engine, count: int, key: str = "a", **options: Any) -> list[in
 
 def advance(engine: Engine, now: Any = None, since_s: float | None = None) -> tuple[int, ...]:
     params = {"now": now, "since_s": since_s, "rows_max": 100}
-    return engine._locked("order_advance", params)
+    return engine._locked("order_advance", params)[:3]
 
 
 def standing(engine: Engine) -> dict[int, str]:

@@ -21,6 +21,7 @@ from tests.engine.engine import Engine, another
 BATCH = 50
 LEASES: dict[str, Any] = {
     "now": None, "token": 7, "lease_s": 30.0, "window": BATCH, "lanes": [], "oldest": [],
+    "front_lanes": [], "fronts": [],
 }  # fmt: skip
 ORDERED = {
     "floor": 0, "ceiling": ID_MAX, "events_max": BATCH,
@@ -111,6 +112,12 @@ class Backlog:
         plan: dict[str, Any] = row[0][0]["Plan"]
         return plan
 
+    def places(self) -> dict[str, list[float]]:
+        """Every lane and queue, from the beginning on."""
+        found = [(*place[:2], 0.0) for place in self.engine.walk()]
+        names = ("due_lanes", "due_queues", "fronts")
+        return {n: [place[i] for place in found] for i, n in enumerate(names)}
+
     def start(self, name: str, ids: list[Any]) -> None:
         """Bring the leases into the state that the statement wants."""
         at = "clock_timestamp()" if name.startswith("settle") else "NULL"
@@ -130,7 +137,7 @@ def touched(plan: dict[str, Any]) -> int:
 STATEMENTS: dict[str, dict[str, Any]] = {
     "route": LEASES | ORDERED,
     "route fairly": LEASES | ORDERED | {"orgs_max": 64},
-    "lease_due": LEASES | {"lane_from": 0, "lanes_max": 128, "later_max": 500},
+    "lease_due": LEASES | {"due_lanes": [], "due_queues": [], "later_max": 500},
     "take": {"now": None, "tokens": [7] * BATCH},
     "settle": {
         "now": None, "tokens": [7] * BATCH, "verdicts": ["delivered", "retry"] * (BATCH // 2),
@@ -146,7 +153,9 @@ STATEMENTS: dict[str, dict[str, Any]] = {
         "notes": ["x"] * BATCH, "metadata": ["{}"] * BATCH, "over": [],
     },
     "expire_leases": {"now": None, "since_s": None, "rows_max": BATCH, "expiries_max": 5},
-    "tick": {"floor": 0, "bell": None, "scheduled": True, "since_s": 2.0},
+    "tick": {
+        "floor": 0, "bell": None, "leases": True, "since_s": 2.0, "lane_from": 0, "lanes_max": 256,
+    },
     "owed_now": {},
 }  # fmt: skip
 
@@ -170,7 +179,8 @@ def test_the_polled_statements_cost_the_same_under_any_backlog(backlog: Backlog)
             ids = backlog.ids()
             backlog.start(name, ids)
             names = backlog.prepare(name.split()[0])
-            plan = backlog.explain(names, params | {"ids": ids})
+            given = {"ids": ids} | (backlog.places() if name == "lease_due" else {})
+            plan = backlog.explain(names, params | given)
             where = f"{name}, {size:,} rows, {'new' if analyzed else 'old'} statistics"
             if name in ("take", "settle", "extend", "watch"):
                 assert plan["Actual Rows"] == BATCH, where
@@ -282,6 +292,43 @@ def test_counting_permits_costs_what_a_lane_has_under_way(backlog: Backlog, name
         lease(other, 8, 10_000)
         after = cost()
     assert after <= 2 * before + 20, f"{before} blocks, then {after}"
+
+
+def test_what_has_waited_costs_nothing_while_somebody_holds_a_snapshot(engine: Engine) -> None:
+    """For a permit or a retry: its rows stay in the index, before the front of their place."""
+    backlog = Backlog(engine)
+    engine.emit(1, "a")
+    engine.route()
+    engine.emit(1, "a")
+    [(lane, front)] = engine.rows("SELECT lane, extract(epoch FROM due_at)::float8"
+                                  " FROM outbox.delivery")  # fmt: skip
+    places = {"due_lanes": [lane], "due_queues": [0], "front_lanes": [lane], "fronts": [front]}
+    polled = {
+        name: STATEMENTS[name] | places | {"lane_from": None}
+        for name in ("route", "lease_due", "tick")
+    }
+
+    def cost() -> dict[str, int]:
+        return {n: touched(backlog.explain(backlog.prepare(n), p)) for n, p in polled.items()}
+
+    before = cost()
+    with another(engine.url) as holder:
+        holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        holder.execute("SELECT count(*) FROM outbox.subscription")
+        engine.run(
+            "INSERT INTO outbox.delivery (id, event_id, event_slot, subscription_id, revision,"
+            " lane, org_id, state, due_at) SELECT gen_random_uuid(), d.event_id, 0,"
+            " d.subscription_id, 1, d.lane, d.org_id, 'scheduled', d.due_at - interval '1 s'"
+            " FROM generate_series(1, 20000), (SELECT * FROM outbox.delivery LIMIT 1) d"
+        )
+        engine.run("DELETE FROM outbox.delivery WHERE due_at < to_timestamp(%s)", front)
+        after = cost()
+        places["fronts"] = [0.0]
+        polled = {n: p | {"fronts": [0.0], "lane_from": 0} for n, p in polled.items()}
+        from_the_beginning = cost()
+    for name, blocks in after.items():
+        assert blocks <= 2 * before[name] + 20, f"{name}: {before[name]} blocks, then {blocks}"
+        assert from_the_beginning[name] > blocks + 40, f"{name}: this would not be seen"
 
 
 @pytest.mark.parametrize("name", ["take", "settle", "settle_delivered", "extend"])

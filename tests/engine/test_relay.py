@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from uuid import UUID
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from outbox.errors import BrokerUnavailable
-from outbox.relay import Relay
-from outbox.store.connect import HotConnection, connect_hot
+from outbox.store.connect import connect_hot
 from outbox.store.dispatch import Claim, Dispatch
 from outbox.store.statements import statement
 from tests.engine.engine import Engine, another
-from tests.engine.running import until
+from tests.engine.running import Hands, relaying, until
 
 SLOW = "exists($.a[*] ? (@ == $.b[*]))"
-
-
-class Hands:
-    """A broker that remembers, and refuses when told to."""
-
-    def __init__(self) -> None:
-        self.sent: list[UUID] = []
-        self.refuses = False
-        self.refused = 0
-
-    def send(self, _token: int, ids: Sequence[UUID]) -> None:
-        if self.refuses:
-            self.refused += 1
-            raise BrokerUnavailable("the broker refuses")
-        self.sent += ids
-
-    def depth(self) -> int:
-        if self.refuses:
-            raise BrokerUnavailable("the broker refuses")
-        return 0
-
-
-@asynccontextmanager
-async def relaying(url: str, hands: Hands) -> AsyncIterator[Relay]:
-    async def open_connection() -> HotConnection:
-        return await connect_hot(url, "relay")
-
-    relay = Relay(open_connection, hands.send, hands.depth)
-    running = asyncio.create_task(relay.run())
-    try:
-        yield relay
-    finally:
-        relay.stop()
-        await asyncio.wait_for(running, 30)
 
 
 def test_a_filter_that_takes_too_long_stops_nobody_else(engine: Engine) -> None:
@@ -130,7 +92,7 @@ def test_a_relay_leases_under_the_dispatch_lock(engine: Engine, step: str) -> No
         dispatch = Dispatch(connection, 30.0)
         steps: dict[str, Callable[[], Awaitable[object]]] = {
             "route": lambda: dispatch.route(Claim(10), 10, 1),
-            "lease_due": lambda: dispatch.lease_due(0, 10, 10, 1),
+            "lease_due": lambda: dispatch.lease_due([], 10, 1),
             "tend": lambda: dispatch.tend(10),
         }
         with another(engine.url) as second, second.transaction():

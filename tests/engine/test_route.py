@@ -330,7 +330,7 @@ def test_permits_are_exact_with_two_relays_racing(engine: Engine) -> None:
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         while not engine.one(waiting):
             assert thread.is_alive(), "the second relay did not wait"
-        one = engine._row("lease_due", _lease_params(), first)
+        one = engine._row("lease_due", _lease_params(lane), first)
         first.execute("COMMIT")
         thread.join(30)
         assert one[1] == 2
@@ -338,10 +338,11 @@ def test_permits_are_exact_with_two_relays_racing(engine: Engine) -> None:
     assert engine.one("SELECT count(*) FROM outbox.delivery WHERE state = 'leased'") <= 3
 
 
-def _lease_params() -> dict[str, Any]:
-    limits = {"lanes_max": 9, "window": 99, "later_max": 99}
+def _lease_params(lane: int) -> dict[str, Any]:
+    places = {"due_lanes": [lane], "due_queues": [0], "fronts": [0.0]}
     oldest: dict[str, Any] = {"lanes": [], "oldest": []}
-    return {"now": None, "lane_from": 0, "token": 999, "lease_s": 30, **oldest, **limits}
+    limits = {"window": 99, "later_max": 99}
+    return {"now": None, "token": 999, "lease_s": 30, **places, **oldest, **limits}
 
 
 def test_a_claim_tells_the_oldest_live_lease_of_its_lane(engine: Engine) -> None:

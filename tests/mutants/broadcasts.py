@@ -7,8 +7,10 @@ from tests.mutants.mutant import Edit, Mutant, statement
 _SQL = "tests/broadcast/test_sql.py::test_"
 _HTTP = "tests/broadcast/test_http.py::test_"
 _DIRECT = "tests/broadcast/test_direct.py::test_"
+_FRONTS = "tests/broadcast/test_fronts.py::test_"
 _CUT_OFF = "tests/broadcast/test_cut_off.py::test_"
 _LEVEL_15 = "sql/migrations/0015_broadcast.sql"
+_LEVEL_19 = "sql/migrations/0019_due_walk.sql"
 _STORE = "outbox/store/broadcasts.py"
 _REST = "processors/broadcast.py"
 
@@ -20,7 +22,7 @@ BROADCASTS = (
         "broadcasts are hints",
         (
             Edit(
-                _LEVEL_15,
+                _LEVEL_19,
                 "jsonb_typeof(e.record) = 'object' THEN coalesce((",
                 "jsonb_typeof(e.record) = 'object' THEN e.record || coalesce((",
             ),
@@ -33,7 +35,7 @@ BROADCASTS = (
         "I14",
         (
             Edit(
-                _LEVEL_15,
+                _LEVEL_19,
                 "(m.config ->> 'prefix') || ':' || m.event_org AS topic",
                 "(m.config ->> 'prefix') || ':all' AS topic",
             ),
@@ -46,7 +48,7 @@ BROADCASTS = (
         "what clients read is what was written",
         (
             Edit(
-                _LEVEL_15,
+                _LEVEL_19,
                 "THEN outbox.broadcast_value(e.record -> n.name) ELSE",
                 "THEN e.record -> n.name ELSE",
             ),
@@ -72,6 +74,28 @@ BROADCASTS = (
         "broadcasts are hints",
         (Edit(_LEVEL_15, "        SELECT %3$s INTO _new;\n", "        SELECT NEW.* INTO _new;\n"),),
         (_DIRECT + "each_change_goes_to_its_organization_with_the_columns_on_the_list",),
+    ),
+    # -- fronts -----------------------------------------------------------------------------------
+    Mutant(
+        "broadcast-front-too-far",
+        "a broadcaster's front is where it last saw nothing, whatever is still to be committed",
+        "live updates come at once",
+        (Edit(_STORE, "Fronts(MARGIN_S)", "Fronts()"),),
+        (_FRONTS + "what_is_committed_later_than_it_says_is_found_without_a_walk",),
+    ),
+    Mutant(
+        "broadcasts-pass-the-dead",
+        "broadcasts are claimed from the beginning of their lane on",
+        "a held snapshot costs nothing",
+        (Edit(_LEVEL_19, "d.due_at >= l.front AND ", ""),),
+        (_FRONTS + "broadcasts_cost_the_same_while_somebody_holds_a_snapshot",),
+    ),
+    Mutant(
+        "broadcast-walks-once",
+        "what lies behind a front is never found",
+        "live updates come",
+        (Edit(_STORE, "walk = self._walks.due(began)", "walk = self._walks.next_at < 0"),),
+        (_FRONTS + "what_is_committed_later_than_it_says_is_found_without_a_walk",),
     ),
     # -- message and settle -----------------------------------------------------------------------
     Mutant(

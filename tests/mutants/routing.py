@@ -7,6 +7,8 @@ from tests.mutants.mutant import Edit, Mutant, statement
 _ROUTE = "tests/engine/test_route.py::test_"
 _DUE = "tests/engine/test_lease_due.py::test_"
 _HORIZON = "tests/engine/test_horizon.py::test_"
+_FRONTS = "tests/engine/test_fronts.py::test_"
+_PLANS = "tests/engine/test_plans.py::test_"
 _RELAY = "tests/engine/test_relay.py::test_"
 _BELL = "tests/engine/test_bell.py::test_"
 _RING = "sql/migrations/0016_bell.sql"
@@ -331,11 +333,125 @@ ROUTING = (
         (
             statement(
                 "lease_due",
-                "d.queue = 1 AND d.due_at <= clock.now",
-                "d.queue = 1",
+                "d.due_at >= l.retries_from AND d.due_at <= clock.now",
+                "d.due_at >= l.retries_from",
             ),
         ),
         (_DUE + "each_delivery_waits_for_its_own_due_time",),
+    ),
+    # -- fronts ---------------------------------------------------------------------------------
+    Mutant(
+        "front-beyond-now",
+        "a front lies where the first is due, however much later that is",
+        "retries are made when they are due",
+        (
+            Edit(
+                "outbox/fronts.py",
+                "self._fronts[place] = min(due, self._now - self._margin_s)",
+                "self._fronts[place] = due - self._margin_s",
+            ),
+        ),
+        (_FRONTS + "what_comes_before_a_delivery_that_is_due_later_is_not_behind_the_front",),
+    ),
+    Mutant(
+        "front-not-lowered",
+        "what is put behind a front stays there",
+        "retries are made when they are due",
+        (Edit("outbox/fronts.py", "min(due, self._fronts.get(place, due))", "due"),),
+        (_FRONTS + "what_is_put_lowers_the_front_and_is_due_at_its_time",),
+    ),
+    Mutant(
+        "clear-forgets-later",
+        "where nothing is due now, what is due later is forgotten until the next walk",
+        "retries are made when they are due",
+        (
+            Edit(
+                "outbox/fronts.py", "if self._waiting.get(place, now) <= now:\n                ", ""
+            ),
+        ),
+        (_FRONTS + "nothing_due_says_nothing_of_what_is_due_later",),
+    ),
+    Mutant(
+        "places-without-turns",
+        "the same lanes go each time where not all go",
+        "I15",
+        (Edit("outbox/fronts.py", "self._waiting[place] = self._waiting.pop(place)", "pass"),),
+        (_FRONTS + "places_take_turns_where_not_all_go",),
+    ),
+    Mutant(
+        "walk-without-pace",
+        "a walk over everything is made with every look",
+        "a held snapshot costs nothing",
+        (Edit("outbox/fronts.py", "now + seconds / self._share", "now"),),
+        (_FRONTS + "what_is_dear_takes_its_share_of_the_time",),
+    ),
+    Mutant(
+        "walk-not-continued",
+        "a walk that was cut is not gone on with before the next look",
+        "retries are made when they are due",
+        (Edit("outbox/rhythm.py", "if self.lane_from else look_at", "if False else look_at"),),
+        (_FRONTS + "a_walk_that_was_cut_goes_on_as_soon_as_its_share_allows",),
+    ),
+    Mutant(
+        "expired-behind-front",
+        "leases that are taken back wait for a walk",
+        "retries are made when they are due",
+        (
+            statement(
+                "expire_leases",
+                "extract(epoch FROM clock.now)",
+                "extract(epoch FROM NULL::timestamptz)",
+            ),
+        ),
+        (_FRONTS + "what_a_relay_makes_ready_it_leases_without_a_walk",),
+    ),
+    Mutant(
+        "turn-behind-front",
+        "an ordered delivery that has its turn waits for a walk",
+        "retries are made when they are due",
+        (statement("order_advance", "NOT o.park AND o.lane > 0", "NOT o.park AND o.lane < 0"),),
+        (_FRONTS + "what_a_relay_makes_ready_it_leases_without_a_walk",),
+    ),
+    Mutant(
+        "claim-passes-the-dead",
+        "a claim looks for who waits from the beginning of the lane on",
+        "a held snapshot costs nothing",
+        (statement("route", "d.queue = 0 AND d.due_at >= l.front AND", "d.queue = 0 AND"),),
+        (_PLANS + "what_has_waited_costs_nothing_while_somebody_holds_a_snapshot",),
+    ),
+    Mutant(
+        "lease-passes-the-dead",
+        "due work is leased from the beginning of the lane on",
+        "a held snapshot costs nothing",
+        (statement("lease_due", "d.due_at >= l.fresh_from AND ", ""),),
+        (_PLANS + "what_has_waited_costs_nothing_while_somebody_holds_a_snapshot",),
+    ),
+    Mutant(
+        "clear-lane-unsaid",
+        "a claim does not say where nobody waits, and fronts stay where they were",
+        "a held snapshot costs nothing",
+        (
+            statement(
+                "route",
+                "array_agg(x.lane) FILTER (WHERE x.due_at IS NULL)",
+                "array_agg(x.lane) FILTER (WHERE false)",
+            ),
+        ),
+        (_FRONTS + "a_claim_tells_where_first_attempts_wait_and_where_none_do",),
+    ),
+    Mutant(
+        "floor-over-a-cut-list",
+        "the floor rises though not all who write were listed",
+        "I1",
+        (Edit("outbox/horizon.py", "if before.cut:", "if False:"),),
+        (_HORIZON + "the_floor_stays_where_the_list_of_who_writes_was_cut",),
+    ),
+    Mutant(
+        "cut-list-unsaid",
+        "a look does not say that its list of who writes is cut",
+        "I1",
+        (statement("tick", "CASE WHEN x.more > 1000 THEN ':cut' END", "NULL"),),
+        (_HORIZON + "a_look_says_that_its_list_of_who_writes_is_cut",),
     ),
     # -- the window, the broker, the bell ---------------------------------------------------------
     Mutant(
@@ -489,7 +605,7 @@ ROUTING = (
         "idle-relay-asks",
         "a relay looks for due deliveries though none has a due time",
         "an idle daemon makes fewer than 5 statements a second",
-        (Edit("outbox/relay.py", "scheduled=tick.scheduled)", "scheduled=True)"),),
+        (Edit("outbox/relay.py", "        if not places:\n", "        if False:\n"),),
         (_BELL + "a_relay_that_has_nothing_to_do_makes_one_statement_a_look",),
     ),
     Mutant(
@@ -498,9 +614,9 @@ ROUTING = (
         "nothing is lost",
         (
             Edit(
-                "outbox/rhythm.py",
-                "        elif self.due_at == math.inf:\n            self.due_at = now\n",
-                "",
+                "outbox/relay.py",
+                "        rhythm.due_at = min(rhythm.due_at, self._due_at(dispatch))\n        above",
+                "        above",
             ),
         ),
         (_BELL + "a_relay_that_had_nothing_to_do_sees_what_is_due",),

@@ -243,7 +243,9 @@ def test_a_loop_finds_the_pooler_out_and_leaves_its_sessions_as_they_were(
         connection = await connect_hot(url, "relay")
         async with connection.raw:
             await connection.run(
-                "tick", {"floor": 0, "bell": None, "scheduled": True, "since_s": None}
+                "tick",
+                {"floor": 0, "bell": None, "leases": True, "since_s": None}
+                | {"lane_from": 0, "lanes_max": 10},
             )
             await connection.run("dispatch_lock", {}, lock="dispatch_lock", limit_ms=500)
             names = ("enable_seqscan", "statement_timeout", "lock_timeout", "search_path")

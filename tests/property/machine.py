@@ -207,14 +207,18 @@ class Base(RuleBasedStateMachine):
 
     @rule(
         window=st.sampled_from([1, 3, 1000]),
-        lanes_max=st.sampled_from([1, 100, 100]),
+        walk=st.booleans(),
+        places_max=st.sampled_from([1, 100, 100]),
         later_max=st.sampled_from([1, 1000, 1000]),
         fate=fates,
         who=processes,
     )
-    def lease_due(self, window: int, lanes_max: int, later_max: int, fate: Fate, who: int) -> None:
-        limits = {"lanes_max": lanes_max, "later_max": later_max}
-        self.sent += self.world.lease_due(window, fate, who, **limits)
+    def lease_due(
+        self, window: int, walk: bool, places_max: int, later_max: int, fate: Fate, who: int
+    ) -> None:
+        """After a walk, or where a relay that made one before knows something to be due."""
+        limits = {"places_max": places_max, "later_max": later_max}
+        self.sent += self.world.lease_due(window, fate, who, walk=walk, **limits)
 
     @rule(fate=fates, who=processes, rows_max=st.sampled_from([1, 1000, 1000]))
     def expire(self, fate: Fate, who: int, rows_max: int) -> None:

@@ -7,12 +7,14 @@ compares that with what the tables hold before and after: whatever else changed 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from outbox.fronts import Front
 from outbox.store.attempts import Settlement
 from outbox.store.dispatch import Claim
 from tests.property.clock import SALT
@@ -26,6 +28,11 @@ After = Delivery | Dead | None
 Told = tuple[str, bool, int, int, str | None, datetime | None]
 """fact, charged, attempt, budget, reason, due_at"""
 Lease = tuple[UUID, int]
+
+
+def queue_of(row: Delivery) -> int:
+    """First attempts, retries, what is replayed or redriven."""
+    return 2 if row.again else 1 if row.attempts else 0
 
 
 @dataclass
@@ -228,7 +235,9 @@ class Model:
         claim: Claim,
         window: int,
         token: int,
+        fronts: Mapping[int, float],
     ) -> Spec:
+        """`fronts`: of lanes, a time before which nobody looks for a first attempt."""
         spec = Spec(claimed=self.claimable(before.pending, claim))
         ready: dict[int, int] = {}
         unready: set[int] = set()
@@ -248,7 +257,7 @@ class Model:
                         spec.rows[row.id].append(leased)
                     else:
                         unready.add(sub.lane.id)
-        self._count(before, after, now, window, token, ready, unready)
+        self._count(before, after, now, window, token, ready, unready, fronts)
         return spec
 
     def _born(
@@ -305,6 +314,7 @@ class Model:
         token: int,
         ready: Mapping[int, int],
         unready: Container[int],
+        fronts: Mapping[int, float],
     ) -> None:
         """Routing leases what the permits and the window allow, no more; and no less in a lane
         where nothing that came along waits for something else."""
@@ -316,7 +326,7 @@ class Model:
                 and row.state == "scheduled"
                 and row.attempts == 0
                 and not row.again
-                and row.due_at <= now
+                and fronts.get(lane_id, -math.inf) <= row.due_at.timestamp() <= now.timestamp()
                 for row in before.deliveries.values()
             )
             is_open = before.health.get(lane_id, (None,))[0] is not None
@@ -349,28 +359,31 @@ class Model:
         now: datetime,
         window: int,
         token: int,
-        lane_from: int,
-        lanes_max: int,
+        places: Sequence[Front],
         later_max: int,
     ) -> Spec:
+        """`places`: where to look, and from when on."""
         spec = Spec()
-        for row in before.deliveries.values():
-            if row.lane > lane_from and self._may_go(row, now):
+        fronts = {(lane, queue): front for lane, queue, front in places}
+        near = [
+            row
+            for row in before.deliveries.values()
+            if fronts.get((row.lane, queue_of(row)), math.inf) <= row.due_at.timestamp()
+        ]
+        for row in near:
+            if self._may_go(row, now):
                 leased = replace(row, state="leased", token=token, lease_until=now + LEASE)
                 spec.change(row, leased, must=False)
         got = [row for row in after.deliveries.values() if row.token == token]
         assert len(got) <= window, "permits: more leases than the window has"
-        assert len({row.lane for row in got}) <= lanes_max
-        rows = [row for row in before.deliveries.values() if row.lane > 0]
-        due = [row for row in rows if row.state == "scheduled" and row.due_at <= now]
+        due = [row for row in near if row.state == "scheduled" and row.due_at <= now]
         assert sum(1 for row in got if row.attempts > 0 or row.again) <= later_max
         first = later = 0
         for lane in self.lanes.values():
-            if lane.id > lane_from:
-                fresh, others = self._lane_share(before, now, lane, window, spec, got, due)
-                first, later = first + fresh, later + min(others, later_max)
+            fresh, others = self._lane_share(before, now, lane, window, spec, got, due)
+            first, later = first + fresh, later + min(others, later_max)
         tidy = all(row.id in spec.rows for row in due)
-        if lane_from == 0 and lanes_max >= len(self.lanes) and tidy:
+        if tidy:
             least = min(window, first + min(later_max, later))
             assert len(got) >= least, "permits: due work was left though it may go"
         self._spend(got, now)

@@ -13,11 +13,12 @@ from typing import ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from outbox.fronts import zipped
 from outbox.outcome import Kind
 from outbox.store.dead import Selection, discard
 from outbox.store.dispatch import Claim
 from tests.property.machine import ORGS, fates, processes
-from tests.property.model import Lease
+from tests.property.model import Lease, Spec
 from tests.property.operators import Operated
 from tests.property.snapshot import Delivery, Event, Row, Snapshot
 from tests.property.world import Fate, World, locked
@@ -65,9 +66,14 @@ class OrderedWorld(World):
 
     def advance(self, fate: Fate = Fate.DONE, who: int = 0, since_s: float | None = None) -> None:
         params = {"now": None, "since_s": since_s, "rows_max": 1000}
+
+        def advanced(before: Snapshot, _: Snapshot, rows: list[Row]) -> Spec:
+            self.fronts.put(zipped(*rows[0][3:]))
+            return self.model.advance(before, self.now)
+
         self.step(
             lambda c: locked(c, "order_advance", params),
-            lambda before, _, __: self.model.advance(before, self.now),
+            advanced,
             fate,
             who,
         )

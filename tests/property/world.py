@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -20,15 +21,17 @@ from uuid import UUID
 import psycopg
 from psycopg import errors as pg
 
+from outbox.fronts import Fronts, zipped
 from outbox.history import DeliveryState, apply
+from outbox.store import arrays
 from outbox.store.attempts import Settlement
 from outbox.store.connect import connect_hot
-from outbox.store.dispatch import Claim, split_ids
+from outbox.store.dispatch import Claim, Leased, Routed, split_ids
 from outbox.store.statements import statement
 from tests.engine.engine import LEASE_S, made_hot, open_hot
 from tests.engine.mortal import Died, Mortal, MortalHot
 from tests.property import clock
-from tests.property.model import EXPIRIES_MAX, Lane, Lease, Model, Spec, Sub, verify
+from tests.property.model import EXPIRIES_MAX, Lane, Lease, Model, Spec, Sub, queue_of, verify
 from tests.property.snapshot import Fact, Row, Snapshot, read
 from tests.property.story import agree, fold_known, told_by
 
@@ -133,6 +136,7 @@ class World:
     folded: dict[UUID, DeliveryState] = field(default_factory=dict)
     open: dict[int, set[int]] = field(default_factory=dict)
     oldest: dict[int, int] = field(default_factory=dict)
+    fronts: Fronts = field(default_factory=Fronts)
     broken: bool = False
 
     def __post_init__(self) -> None:
@@ -222,11 +226,16 @@ class World:
         token = next(self.tokens)
         params = {"now": None, **asdict(claim), "orgs_skipped": list(claim.orgs_skipped)}
         params |= {"window": window, "token": token, "lease_s": LEASE_S, **self.oldest_known()}
+        fronts = {lane: at for lane, _, at in self.fronts.known(queue=0)}
+        params |= {"front_lanes": list(fronts), "fronts": list(fronts.values())}
 
         def spec(before: Snapshot, after: Snapshot, rows: list[Row]) -> Spec:
             [row] = rows
-            self.oldest.update(zip(row[-2] or (), row[-1] or (), strict=True))
-            found = self.model.route(before, after, self.now, claim, window, token)
+            routed = Routed.of(row)
+            self.oldest.update(routed.oldest)
+            self.fronts.clear(routed.now, [(lane, 0) for lane in routed.clear])
+            self.fronts.put([(lane, 0, due) for lane, due in routed.waits])
+            found = self.model.route(before, after, self.now, claim, window, token, fronts)
             _handed(row[0], after, token)
             assert row[1] == len(found.claimed)
             return found
@@ -243,23 +252,41 @@ class World:
         fate: Fate = Fate.DONE,
         who: int = 0,
         *,
-        lane_from: int = 0,
-        lanes_max: int = 100,
+        walk: bool = True,
+        places_max: int = 1000,
         later_max: int = 1000,
     ) -> list[Lease]:
+        """After a walk, or by what is known."""
         token = next(self.tokens)
-        params: dict[str, Any] = {"now": None, "lane_from": lane_from, "lanes_max": lanes_max}
-        params["later_max"] = later_max
+        if walk:
+            self.walk()
+        places = self.fronts.due(self.now.timestamp(), places_max)
+        params: dict[str, Any] = {"now": None, "later_max": later_max}
+        params |= arrays.columns(places, "due_lanes", "due_queues", "fronts")
         params |= {"window": window, "token": token, "lease_s": LEASE_S, **self.oldest_known()}
 
         def spec(before: Snapshot, after: Snapshot, rows: list[Row]) -> Spec:
-            self.oldest.update(zip(rows[0][-2] or (), rows[0][-1] or (), strict=True))
+            leased = Leased.of(rows[0])
+            self.oldest.update(leased.oldest)
+            self.fronts.looked(leased.now, leased.met)
             _handed(rows[0][0], after, token)
-            return self.model.lease_due(
-                before, after, self.now, window, token, lane_from, lanes_max, later_max
-            )
+            return self.model.lease_due(before, after, self.now, window, token, places, later_max)
 
         return _leases(self.step(lambda c: locked(c, "lease_due", params), spec, fate, who), token)
+
+    def walk(self) -> None:
+        """Find where something waits: afterwards nothing that is due lies behind a front."""
+        found = self.arena.reader.execute(
+            "SELECT lane, queue, extract(epoch FROM due_at)::float8"
+            " FROM outbox.due_walk(0, 9223372036854775807, 1000)"
+        ).fetchall()
+        now = self.now.timestamp()
+        self.fronts.walked(now, [(row[0], row[1], row[2]) for row in found], 0, math.inf)
+        fronts = {(lane, queue): front for lane, queue, front in self.fronts.due(now, 1000)}
+        for row in self.seen.deliveries.values():
+            due = row.due_at.timestamp()
+            if row.state == "scheduled" and row.lane > 0 and due <= now:
+                assert fronts[row.lane, queue_of(row)] <= due, "a walk missed what is due"
 
     def expire(self, fate: Fate = Fate.DONE, who: int = 0, rows_max: int = 1000) -> None:
         params = {
@@ -274,6 +301,7 @@ class World:
             found = self.model.expire(before, self.now, rows_max)
             changed = sum(1 for i in found.rows if before.rows[i] != after.rows.get(i))
             assert changed == min(rows_max, len(found.rows)) == row[0] + row[1]
+            self.fronts.put(zipped(*row[3:]))
             return found
 
         self.step(lambda c: run(c, "expire_leases", params), spec, fate, who)
@@ -290,9 +318,14 @@ class World:
     def release(self, leases: Sequence[Lease], fate: Fate = Fate.DONE, who: int = 0) -> None:
         token = leases[0][1]
         ids = [lease[0] for lease in leases if lease[1] == token]
+
+        def released(before: Snapshot, _: Snapshot, rows: list[Row]) -> Spec:
+            self.fronts.put([(row[0], row[1], row[2]) for row in rows])
+            return self.model.release(before, [(i, token) for i in ids])
+
         self.step(
             lambda c: run(c, "release", {"token": token, "ids": ids}),
-            lambda before, _, __: self.model.release(before, [(i, token) for i in ids]),
+            released,
             fate,
             who,
         )

@@ -1,0 +1,118 @@
+"""Where the deliveries that wait begin, as one process has seen it. Pure: no clock, no database.
+
+A delivery that left its queue stays in the index for as long as somebody holds a snapshot, at the
+low end of its lane, and who looks from there passes all that has ever waited. So a process
+remembers the front of each lane and queue: a time before which nothing of it is due. What others
+put behind a front is found by a walk over everything, which is made now and then, in a share of the
+time.
+
+All times are seconds since 1970 by the server's clock, but for those of `Pace`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+WALK_SHARE = 0.05
+"""Walks take no more than this share of the time: each passes all that has died."""
+
+KEPT = 1024
+"""Of so many lanes and queues the front is remembered: those met lately."""
+
+Place = tuple[int, int]
+"""A lane and a queue: 0 first attempts, 1 retries, 2 replays and redrives."""
+
+Front = tuple[int, int, float]
+"""A place and a time before which nothing there is due."""
+
+
+class Pace:
+    """When something dear may be done again, so that it takes a share of the time. In seconds of
+    one monotonic clock."""
+
+    def __init__(self, share: float = WALK_SHARE) -> None:
+        self._share = share
+        self.next_at = -math.inf
+
+    def due(self, now: float) -> bool:
+        """Whether it may be done."""
+        return now >= self.next_at
+
+    def took(self, now: float, seconds: float) -> None:
+        """It took so long."""
+        self.next_at = now + seconds / self._share
+
+
+class Fronts:
+    """The fronts of lanes and queues. `margin_s` is how far they trail what was seen: where rows
+    may be committed that much later than they say."""
+
+    def __init__(self, margin_s: float = 0.0) -> None:
+        self._margin_s = margin_s
+        self._now = -math.inf  # when something was seen last: no front lies beyond
+        self._fronts: dict[Place, float] = {}  # those met least lately first
+        self._waiting: dict[Place, float] = {}  # when the first of them is due; next in turn first
+
+    def walked(self, now: float, found: Iterable[Front], beyond: float, last: float) -> None:
+        """A walk over lanes > `beyond` up to `last` found these, and nothing else."""
+        met = list(found)
+        places = {(lane, queue) for lane, queue, _ in met}
+        for place in [p for p in self._waiting if beyond < p[0] <= last and p not in places]:
+            del self._waiting[place]
+        self.looked(now, met)
+
+    def looked(self, now: float, found: Iterable[tuple[int, int, float | None]]) -> None:
+        """These are the first that a look from the fronts on found; None where there is nothing."""
+        self._now = max(self._now, now)
+        for lane, queue, due in found:
+            place = (lane, queue)
+            self._remember(place, now if due is None else due)
+            if due is None:
+                self._waiting.pop(place, None)
+            else:
+                self._waiting[place] = due
+
+    def clear(self, now: float, places: Iterable[Place]) -> None:
+        """A look from their fronts on found nothing due there."""
+        self._now = max(self._now, now)
+        for place in places:
+            self._remember(place, now)
+            if self._waiting.get(place, now) <= now:
+                self._waiting.pop(place, None)
+
+    def put(self, found: Iterable[Front]) -> None:
+        """Deliveries were put there, due at these times."""
+        for lane, queue, due in found:
+            place = (lane, queue)
+            self._remember(place, min(due, self._fronts.get(place, due)))
+            self._waiting[place] = min(due, self._waiting.get(place, due))
+
+    def _remember(self, place: Place, due: float) -> None:
+        self._fronts.pop(place, None)
+        self._fronts[place] = min(due, self._now - self._margin_s)
+        if len(self._fronts) > KEPT:
+            forgotten = next(iter(self._fronts))
+            del self._fronts[forgotten]
+            self._waiting.pop(forgotten, None)
+
+    def next_at(self, after: float = -math.inf) -> float:
+        """When the first of what is known to wait is due, of what is due after then; else inf."""
+        return min((at for at in self._waiting.values() if at > after), default=math.inf)
+
+    def due(self, now: float, places_max: int) -> list[Front]:
+        """At most so many places where something is due, in turn."""
+        due = [place for place, at in self._waiting.items() if at <= now][:places_max]
+        for place in due:
+            self._waiting[place] = self._waiting.pop(place)
+        return [(*place, self._fronts[place]) for place in due]
+
+    def known(self, queue: int | None = None) -> list[Front]:
+        """All that is remembered, of one queue or of all; what was met lately last."""
+        return [(*p, at) for p, at in self._fronts.items() if queue is None or p[1] == queue]
+
+
+def zipped(lanes: Sequence[int] | None, *more: Sequence[float] | None) -> list[Any]:
+    """Columns as arrays, null where there is no row, as rows."""
+    return list(zip(lanes or (), *[column or () for column in more], strict=True))
