@@ -392,9 +392,11 @@ class Base(RuleBasedStateMachine):
 
     @rule(n=st.integers(1, 3), verdict=st.sampled_from(["delivered", "dead", "retry", "release"]))
     def too_early(self, n: int, verdict: str) -> None:
-        """I3: a lease that has not started is not settled."""
+        """I3: a lease that has not started is not settled; one that has, whose message came again,
+        is. What is delivered is always charged."""
         self.traffic(n, "b", 1000, 100)
-        ended = [Settlement(*lease, verdict, False, "early", 0.0, None) for lease in self.sent]
+        charged = verdict == "delivered"
+        ended = [Settlement(*lease, verdict, charged, "early", 0.0, None) for lease in self.sent]
         if ended:
             self.world.settle(ended)
 
