@@ -296,8 +296,8 @@ class PapersWorld(World):
 
     # -- the end --------------------------------------------------------------------------------
 
-    def finish(self, rounds_max: int = 100) -> None:
-        super().finish(rounds_max)
+    def finish(self) -> None:
+        super().finish()
         for delivery_id, people in self.people.items():
             sent = {n for n, state in people.items() if state is Recipient.SENT}
             assert {(delivery_id, n) for n in sent} <= self.sent_to, "I1: told as sent, never sent"

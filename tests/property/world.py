@@ -472,7 +472,7 @@ class World:
 
     # -- the end --------------------------------------------------------------------------------
 
-    def finish(self, rounds_max: int = 100) -> None:
+    def finish(self) -> None:
         """Nothing goes wrong any more: route, lease, deliver, until nothing is owed but by the
         dead. Time passes; what a worker took it delivers. Limits are lifted, to make it short."""
         for writer in list(self.open):
@@ -487,7 +487,8 @@ class World:
         for lane in self.model.lanes.values():
             lane.concurrency, lane.rate = 1000, None
             self.report(lane, delivered=True)
-        for _ in range(rounds_max):
+        owed = len(self.seen.pending) + len(self.seen.deliveries)
+        for _ in range(100 + 3 * owed):  # of one ordered key each takes two rounds
             if not (self.seen.pending or self.seen.deliveries):
                 break
             leases = self.route(Claim(1000), 1000) if self.seen.pending else []
