@@ -6,7 +6,7 @@ remembers the front of each lane and queue: a time before which nothing of it is
 put behind a front is found by a walk over everything, which is made now and then, in a share of the
 time.
 
-All times are seconds since 1970 by the server's clock, but for those of `Pace`.
+All times are seconds since 1970 by the server's clock, but for those of `Walks`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from typing import Any
 WALK_SHARE = 0.05
 """Walks take no more than this share of the time: each passes all that has died."""
 
+WALK_S_MAX = 5.0
+"""But one is made at least this often: a server that stood still once must not hide for minutes
+what others made ready."""
+
 KEPT = 1024
 """Of so many lanes and queues the front is remembered: those met lately."""
 
@@ -28,21 +32,19 @@ Front = tuple[int, int, float]
 """A place and a time before which nothing there is due."""
 
 
-class Pace:
-    """When something dear may be done again, so that it takes a share of the time. In seconds of
-    one monotonic clock."""
+class Walks:
+    """When the next walk may be made. In seconds of one monotonic clock."""
 
-    def __init__(self, share: float = WALK_SHARE) -> None:
-        self._share = share
+    def __init__(self) -> None:
         self.next_at = -math.inf
 
     def due(self, now: float) -> bool:
-        """Whether it may be done."""
+        """Whether one may be made."""
         return now >= self.next_at
 
     def took(self, now: float, seconds: float) -> None:
-        """It took so long."""
-        self.next_at = now + seconds / self._share
+        """One that began at `now` took so long."""
+        self.next_at = now + min(WALK_S_MAX, seconds / WALK_SHARE)
 
 
 class Fronts:

@@ -18,7 +18,6 @@ from typing import Any
 import structlog
 
 from outbox.errors import OutboxError
-from outbox.fronts import WALK_SHARE
 from outbox.handover import Depth, Handover, Send
 from outbox.horizon import Floor, Snapshot
 from outbox.rhythm import CLAIM_LEAST, SIGNAL_S, RelayConfig, Rhythm
@@ -147,11 +146,12 @@ class Relay:
         since_s, walk_from = rhythm.leases_since(now), rhythm.walk_from(now)
         walk = None if walk_from is None else Walk(walk_from, config.walk_max)
         look = {"leases": True, "since_s": since_s, "walk": walk}
+        began = self._clock()
         tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring, **look)
         rhythm.quiet = rhythm.asked_to_ring and tick.bell_was == 2 and not tick.work
         self._ahead_s = tick.now - self._clock()
         if walk is not None:
-            rhythm.walked(now, self._clock() - now, tick.lane_last)
+            rhythm.walked(began, self._clock() - began, tick.lane_last)
         if tick.expired:
             expired = await dispatch.expire(config.batch, config.expiries_max, since_s)
             self._broker.window.unstarted_expired(expired.unstarted)
@@ -162,9 +162,8 @@ class Relay:
         above = self._floor.sweep_from(now, Snapshot.parse(tick.snapshot))
         fell = above is not None and await self._sweep(dispatch, above)
         if now >= rhythm.tend_at:
-            began = self._clock()
+            rhythm.tend_at = now + config.tend_s
             await self._tend(dispatch)
-            rhythm.tend_at = now + max(config.tend_s, (self._clock() - began) / WALK_SHARE)
             await self._advance(dispatch, None)
         return None if fell else tick  # which looked above the floor as it was
 

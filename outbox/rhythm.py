@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from outbox.fronts import Pace
+from outbox.fronts import Walks
 from outbox.horizon import LATER_MAX
 from outbox.store.dispatch import Leased
 
@@ -88,7 +88,7 @@ class Rhythm:
     all_leases_at: float = -math.inf
     poll_s: float = 0.001
     lane_from: int = 0
-    walks: Pace = field(default_factory=Pace)
+    walks: Walks = field(default_factory=Walks)
     org_from: str = ""
     fair: bool = False
     more: bool = False

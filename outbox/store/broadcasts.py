@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 
 from outbox.errors import MessageRefused
-from outbox.fronts import Front, Fronts, Pace, zipped
+from outbox.fronts import Front, Fronts, Walks, zipped
 from outbox.store import arrays
 from outbox.store.attempts import Attempts, Settlement
 from outbox.store.connect import HotConnection, describe
@@ -128,7 +128,7 @@ class Broadcasts:
         self._now: Callable[[], datetime | None] = clock or (lambda: None)
         self._warnings: list[str] = []
         self._fronts = Fronts(MARGIN_S)
-        self._walks = Pace()
+        self._walks = Walks()
         self._monotonic = monotonic
         connection.raw.add_notice_handler(self._note)
 

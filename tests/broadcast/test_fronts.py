@@ -20,7 +20,7 @@ READ = (
 
 
 class Times:
-    """The server's clock, and one by which every walk takes a second: the next comes 20 s later."""
+    """The server's clock, and one by which a walk takes 0.1 s: the next comes 20 looks later."""
 
     def __init__(self, now: datetime) -> None:
         self.now = now
@@ -30,7 +30,7 @@ class Times:
         return self.now
 
     def monotonic(self) -> float:
-        return float(next(self.ticks))
+        return next(self.ticks) * 0.1
 
     def let_walk(self) -> None:
         for _ in range(25):
@@ -130,3 +130,15 @@ def test_broadcasts_cost_the_same_while_somebody_holds_a_snapshot(station: Stati
 
     cost = with_store(station, body)[0]
     assert max(cost[1:]) <= 1.2 * min(cost[1:]), cost
+
+
+def test_programs_of_the_level_before_claim_wherever_something_waits(station: Station) -> None:
+    """They name no places."""
+    subscription = station.subscribe_broadcast()
+    station.emit(3)
+    station.route()
+    first = "SELECT min(id::text)::uuid FROM outbox.delivery"
+    station.run(f"UPDATE outbox.delivery SET attempts = 1 WHERE id = ({first})")
+    claim = "SELECT count(*), min(lane) FROM outbox.broadcast_claim(clock_timestamp(), %s, 10)"
+    assert station.rows(claim, "sql") == [(3, -subscription)]
+    assert station.rows(claim, "http") == [(0, None)]

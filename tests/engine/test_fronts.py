@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from outbox.fronts import KEPT, Fronts, Pace
+from outbox.fronts import KEPT, Fronts, Walks
 from outbox.rhythm import RelayConfig, Rhythm
 from outbox.store.connect import connect_hot
 from outbox.store.dispatch import Claim, Dispatch, Walk
@@ -114,11 +114,13 @@ def test_those_met_lately_are_remembered() -> None:
     assert len(fronts.due(math.inf, 2 * KEPT)) == KEPT
 
 
-def test_what_is_dear_takes_its_share_of_the_time() -> None:
-    pace = Pace(0.05)
-    assert pace.due(-1e9)
-    pace.took(100.0, 0.5)
-    assert (pace.due(109.9), pace.due(110.0)) == (False, True)
+def test_walks_take_their_share_of_the_time_and_are_made_all_the_same() -> None:
+    walks = Walks()
+    assert walks.due(-1e9)
+    walks.took(100.0, 0.1)
+    assert (walks.due(101.9), walks.due(102.0)) == (False, True)
+    walks.took(102.0, 60.0)
+    assert (walks.due(106.9), walks.due(107.0)) == (False, True)
 
 
 def test_a_walk_that_was_cut_goes_on_as_soon_as_its_share_allows() -> None:

@@ -382,8 +382,19 @@ ROUTING = (
         "walk-without-pace",
         "a walk over everything is made with every look",
         "a held snapshot costs nothing",
-        (Edit("outbox/fronts.py", "now + seconds / self._share", "now"),),
-        (_FRONTS + "what_is_dear_takes_its_share_of_the_time",),
+        (Edit("outbox/fronts.py", "now + min(WALK_S_MAX, seconds / WALK_SHARE)", "now"),),
+        (_FRONTS + "walks_take_their_share_of_the_time_and_are_made_all_the_same",),
+    ),
+    Mutant(
+        "walk-after-a-standstill",
+        "a server that stood still for a minute hides for twenty what others made ready",
+        "retries are made when they are due",
+        (
+            Edit(
+                "outbox/fronts.py", "min(WALK_S_MAX, seconds / WALK_SHARE)", "seconds / WALK_SHARE"
+            ),
+        ),
+        (_FRONTS + "walks_take_their_share_of_the_time_and_are_made_all_the_same",),
     ),
     Mutant(
         "walk-not-continued",
