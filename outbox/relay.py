@@ -20,7 +20,7 @@ import structlog
 from outbox.errors import OutboxError
 from outbox.handover import Depth, Handover, Send
 from outbox.horizon import Floor, Snapshot
-from outbox.rhythm import CLAIM_LEAST, SIGNAL_S, RelayConfig, Rhythm
+from outbox.rhythm import CLAIM_LEAST, SIGNAL_S, Gate, RelayConfig, Rhythm
 from outbox.store.connect import FAILED, REFUSED, HotConnection, describe
 from outbox.store.dispatch import Claim, Dispatch, Routed, Tick, Walk
 from outbox.store.listen import Bell
@@ -159,7 +159,9 @@ class Relay:
         else:  # also none that expire() could not have: locked, or beyond its batch
             rhythm.leases_seen(now, since_s)
         rhythm.due_at = min(rhythm.due_at, self._due_at(dispatch))
-        above = self._floor.sweep_from(now, Snapshot.parse(tick.snapshot))
+        seen = Snapshot.parse(tick.snapshot)
+        rhythm.begun(now, seen.xmax)
+        above = self._floor.sweep_from(now, seen)
         fell = above is not None and await self._sweep(dispatch, above)
         if now >= rhythm.tend_at:
             rhythm.tend_at = now + config.tend_s
@@ -387,12 +389,12 @@ class Relay:
         work."""
         self._rhythm.asked_to_ring = True
         tick = await self._tick(dispatch, asleep=True)
-        gate = Snapshot.parse(tick.snapshot)
-        wait_s = self._config.poll_s_min
+        seen = Snapshot.parse(tick.snapshot)
+        gate = Gate(seen.xmax, self._rhythm.long_below, self._config.poll_s_min)
         while not tick.work and not rung.is_set() and self._clock() < until:
-            if Snapshot.parse(tick.snapshot).xmin >= gate.xmax:
+            if (wait_s := gate.wait(seen)) is None:
                 return False
             await wait_at_most(rung, wait_s)
-            wait_s = min(0.025, wait_s * 2)
             tick = await dispatch.tick(self._floor.value)
+            seen = Snapshot.parse(tick.snapshot)
         return tick.work or rung.is_set()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from outbox.fronts import Walks
-from outbox.horizon import LATER_MAX
+from outbox.horizon import LATER_MAX, Snapshot
 from outbox.store.dispatch import Leased
 
 FULL_S_MIN, FULL_S_MAX = 0.01, 0.08
@@ -31,6 +31,14 @@ FRESH_S = 2.0
 
 TRICKLE_S = 0.05
 """While it does, retries and replays get a small portion at least this often."""
+
+GATE_S_MAX = 0.025
+"""The longest pause between looks at transactions that may commit without ringing."""
+
+LONG_S = 1.0
+"""What is open for longer may stay so for hours, and is looked at with that pause from the first:
+beside one such writer, at 800 events a second on two cores, an event took 86 and 159 us more
+processor time with the haste of those of late, and 11 and 22 without."""
 
 CLAIM_LEAST = 16
 """The smallest claim: where an adapting claim begins."""
@@ -76,6 +84,24 @@ class Rest:
     pause_s: float
 
 
+class Gate:
+    """How to wait for the transactions that may not have seen that a relay asked to be rung: all
+    with an id below `xmax`. Those below `long_below` are waited for with less haste."""
+
+    def __init__(self, xmax: int, long_below: int, wait_s: float) -> None:
+        self._xmax, self._long_below, self._wait_s = xmax, long_below, wait_s
+
+    def wait(self, seen: Snapshot) -> float | None:
+        """For how long to wait now, in seconds; None where all have ended."""
+        if seen.xmin >= self._xmax:
+            return None
+        if not seen.cut and not any(self._long_below <= x < self._xmax for x in seen.running):
+            return GATE_S_MAX
+        wait_s = self._wait_s
+        self._wait_s = min(GATE_S_MAX, wait_s * 2)
+        return wait_s
+
+
 @dataclass(slots=True)
 class Rhythm:
     """When each periodic step ran last, on the relay's monotonic clock."""
@@ -103,6 +129,15 @@ class Rhythm:
     fresh_at: float = -1e9
     later_at: float = 0.0
     ordered_until: float = 0.0
+    long_below: int = 0
+    long_next: tuple[float, int] = (-math.inf, 0)
+
+    def begun(self, now: float, xmax: int) -> None:
+        """No transaction from `xmax` on had begun at `now`. `long_below` is such an id of at least
+        `LONG_S` ago."""
+        at, below = self.long_next
+        if now - at >= LONG_S:
+            self.long_below, self.long_next = below, (now, xmax)
 
     def leases_since(self, now: float) -> float | None:
         """How far back to look for leases that ran out, in seconds; None is all."""

@@ -16,6 +16,7 @@ from typing import Any
 from outbox.bench import books, disk
 from outbox.bench.deliveries import JOBS, ORG, WRITE_JOBS, add_receiver, receive, set_up
 from outbox.bench.feed import Feed, Stretch
+from outbox.bench.rates import medians
 from outbox.bench.report import Found, Goal, percentile, spread
 from outbox.bench.rig import Rig
 from outbox.errors import LossDetected
@@ -63,13 +64,15 @@ def writer(connection: Connection) -> int:
 @dataclass(frozen=True, slots=True)
 class Half:
     """One of a pair: deliveries a second while events were offered, milliseconds at the 99th
-    percentile, seconds until the backlog was gone, milliseconds of each write to the disk
-    meanwhile; for a writer, how late its event came."""
+    percentile, seconds until the backlog was gone, by part the microseconds of processor time that
+    an event took, milliseconds of each write to the disk meanwhile; for a writer, how late its
+    event came."""
 
     per_s: float
     p50_ms: float
     p99_ms: float
     gone_s: float
+    cpu_us: Mapping[str, float]
     disk_ms: list[float]
     late_s: float | None
 
@@ -133,6 +136,7 @@ def _told(halves: list[Half]) -> dict[str, Any]:
         "delivered_per_s": round(median(one.per_s for one in halves), 1),
         "p50_ms": round(median(one.p50_ms for one in halves), 1),
         "p99_ms": round(median(one.p99_ms for one in halves), 1),
+        "cpu_us_each": medians([one.cpu_us for one in halves]),
         "disk_ms": disk.told([wait for one in halves for wait in one.disk_ms]),
     }
 
@@ -144,8 +148,9 @@ def _half(rig: Rig, feed: Feed, rate: float, seconds: float, hold: Hold | None =
         since = books.mark(rig.url)
         # The event of the writer has its id already, and is none of those that are offered.
         since = replace(since, event=max(since.event, late or 0))
+        before = rig.used()
         stretch = feed.offer(rate, seconds, since)
-        released_at = books.server_time(rig.url)
+        after, released_at = rig.used(), books.server_time(rig.url)
         commit()
         rig.wait_until_settled()
     counts = books.read_counts(rig.url, since)
@@ -156,6 +161,7 @@ def _half(rig: Rig, feed: Feed, rate: float, seconds: float, hold: Hold | None =
         percentile(waits_ms, 0.5),
         percentile(waits_ms, 0.99),
         round(max(0.0, counts.ended_at - released_at), 2),
+        {name: (after[name] - before[name]) / stretch.events * 1e6 for name in before},
         waits,
         None if late is None else _late_s(rig, late, released_at),
     )

@@ -57,7 +57,7 @@ class Rates:
         detail = {
             "drain_per_s": spread(rates),
             "sustained": steady,
-            "cpu_us_each": _medians([one.cpu_us for one in drains]),
+            "cpu_us_each": medians([one.cpu_us for one in drains]),
             "wal_bytes_each": round(median(one.wal_bytes for one in drains)),
             "rss_mb_max": {name: one.rss_mb_max for name, one in rig.programs.items()},
             "counts": self._feed.balance(self._tally),
@@ -105,7 +105,7 @@ def backlog_of(rig: Rig, stretch: Stretch) -> dict[str, Any]:
     }
 
 
-def _medians(rows: list[Mapping[str, float]]) -> dict[str, float]:
+def medians(rows: list[Mapping[str, float]]) -> dict[str, float]:
     """By name the median, and of all names the sum."""
     names = {name: round(median(row[name] for row in rows), 1) for name in rows[0]}
     return names | ({"all": round(sum(names.values()), 1)} if names else {})

@@ -104,6 +104,9 @@ def under_load(detail: dict[str, Any]) -> list[str]:
             f" throughput {number(throughput['median'])} of that without; the rest was gone"
             f" {number(detail['backlog_gone_s']['max'])} s after the release"
         )
+        if cpu := with_it["cpu_us_each"]:
+            before = without["cpu_us_each"]["all"]
+            told.append(f"CPU us each {number(cpu['all'])} against {number(before)}")
         told += disk_of("held", with_it) + disk_of("without", without)
     if tables := detail.get("tables"):
         grown = (f"{k} {number(v['grown'])}" for k, v in detail["memory_mb"].items())

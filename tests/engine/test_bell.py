@@ -9,9 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from outbox.horizon import Snapshot
 from outbox.relay import Relay
-from outbox.rhythm import RelayConfig
+from outbox.rhythm import GATE_S_MAX, LONG_S, Gate, RelayConfig, Rhythm
 from outbox.store.connect import HotConnection, connect_hot
 from outbox.store.dispatch import Advanced, Dispatch, Tick
 from outbox.store.listen import Bell
@@ -186,6 +189,72 @@ def test_a_transaction_open_for_long_does_not_keep_others_waiting(
         idle.execute("BEGIN")
         idle.execute(EMIT)
         asyncio.run(run(idle))
+
+
+def test_a_transaction_open_for_long_is_looked_at_with_less_haste(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside it, each time that a relay sleeps begins with looks at it: once it is open for so
+    long that it may stay so, far apart."""
+    gates: list[list[float | None]] = []
+
+    class Noted(Gate):
+        def __init__(self, *at: Any) -> None:
+            super().__init__(*at)
+            gates.append([])
+
+        def wait(self, seen: Snapshot) -> float | None:
+            gates[-1].append(super().wait(seen))
+            return gates[-1][-1]
+
+    monkeypatch.setattr("outbox.relay.Gate", Noted)
+
+    async def run() -> None:
+        async with relaying(engine.url, monkeypatch) as watched:
+            await until(lambda: bool(gates) and len(gates[-1]) > 2)
+            assert gates[0][:2] == [0.001, 0.002]
+            while gates[-1][:1] != [GATE_S_MAX]:
+                asked = watched.asked_to_ring
+                engine.emit()
+                await until(lambda asked=asked: watched.asked_to_ring > asked)  # type: ignore[misc]
+                await until(lambda: bool(gates[-1]))
+
+    with another(engine.url) as idle:
+        idle.execute("BEGIN")
+        idle.execute(EMIT)
+        asyncio.run(asyncio.wait_for(run(), 60))
+
+
+@given(
+    begun=st.lists(st.floats(0.01, 2.0), min_size=1, max_size=20),
+    open_=st.sets(st.integers(0, 25)),
+    cut=st.booleans(),
+)
+def test_a_gate_waits_for_all_who_were_there_and_hurries_for_those_of_late(
+    begun: list[float], open_: set[int], cut: bool
+) -> None:
+    """Transaction n begins at the nth time; the gate is made at the last of them."""
+    rhythm, now, at = Rhythm(0.0), 0.0, []
+    for xid, pause_s in enumerate(begun):
+        now += pause_s
+        at.append(now)
+        rhythm.begun(now, xid + 1)
+    running = frozenset(open_)
+    seen = Snapshot(min(running, default=26), 26, running, cut)
+    gate = Gate(len(begun), rhythm.long_below, 0.001)
+    waits = [gate.wait(seen) for _ in range(7)]
+    there = [xid for xid in running if xid < len(begun)]
+    if not there:
+        assert waits == [None] * 7
+        return
+    youngest_s = now - max(at[xid] for xid in there)
+    if cut or youngest_s < LONG_S:
+        assert waits == [0.001, 0.002, 0.004, 0.008, 0.016, GATE_S_MAX, GATE_S_MAX]
+    else:  # it is called long after one to two seconds, as it is looked at
+        assert waits[-1] == GATE_S_MAX
+        assert waits == sorted(waits, key=float)  # type: ignore[arg-type]
+    if not cut and youngest_s >= 2 * LONG_S + 2.0:
+        assert waits == [GATE_S_MAX] * 7
 
 
 def test_a_ring_that_was_rolled_back_is_made_up_for_by_the_relays_own_look(

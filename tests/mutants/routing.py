@@ -526,6 +526,43 @@ ROUTING = (
         (_BELL + "a_writer_that_read_awake_and_commits_after_all_sleep_is_found",),
     ),
     Mutant(
+        "gate-passed-by-the-long",
+        "a relay sleeps without waiting for who has been writing for long",
+        "no wake-up is lost",
+        (Edit("outbox/rhythm.py", "            return GATE_S_MAX\n", "            return None\n"),),
+        (_BELL + "a_gate_waits_for_all_who_were_there_and_hurries_for_those_of_late",),
+    ),
+    Mutant(
+        "gate-hurries-for-all",
+        "each sleep beside a writer who is open for hours begins with hurried looks",
+        "no work on a hot path that finds nothing",
+        (Edit("outbox/rhythm.py", "if not seen.cut and not any(", "if False and any("),),
+        (
+            _BELL + "a_transaction_open_for_long_is_looked_at_with_less_haste",
+            _BELL + "a_gate_waits_for_all_who_were_there_and_hurries_for_those_of_late",
+        ),
+    ),
+    Mutant(
+        "gate-hurries-for-none",
+        "who began a moment ago counts as open for long",
+        "an event comes at once",
+        (
+            Edit(
+                "outbox/rhythm.py",
+                "self.long_below, self.long_next = below,",
+                "self.long_below, self.long_next = xmax,",
+            ),
+        ),
+        (_BELL + "a_gate_waits_for_all_who_were_there_and_hurries_for_those_of_late",),
+    ),
+    Mutant(
+        "gate-trusts-a-cut-list",
+        "who is missing in a list that was cut counts as open for long",
+        "an event comes at once",
+        (Edit("outbox/rhythm.py", "if not seen.cut and not any(", "if not any("),),
+        (_BELL + "a_gate_waits_for_all_who_were_there_and_hurries_for_those_of_late",),
+    ),
+    Mutant(
         "full-looked-at-all-the-time",
         "a relay claims as fast as it can beside an organization without permits",
         "no work on a hot path that finds nothing",
@@ -626,8 +663,8 @@ ROUTING = (
         (
             Edit(
                 "outbox/relay.py",
-                "        rhythm.due_at = min(rhythm.due_at, self._due_at(dispatch))\n        above",
-                "        above",
+                "        rhythm.due_at = min(rhythm.due_at, self._due_at(dispatch))\n        seen",
+                "        seen",
             ),
         ),
         (_BELL + "a_relay_that_had_nothing_to_do_sees_what_is_due",),
