@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any
+from time import monotonic, sleep, time
 
 import redis
 
@@ -28,13 +27,12 @@ from outbox.bench.feed import Tally
 from outbox.bench.rig import HOST, Asked, Rig, Specify, open_rig
 from outbox.errors import LossDetected, OutboxError
 from outbox.store.connect import connect
+from outbox.store.endpoints import Connection
 
 LOAD_S_MAX = 300.0
 STILL_S_MAX = 45.0
 """So long without progress, and a run is given up."""
 LOOK_S = 0.01
-LOOK_AT_JOURNAL_S = 0.1
-"""Seldom enough that the question costs what is measured next to nothing."""
 MEASURED_S_MIN = 0.2
 """Processor time is counted in hundredths of a second."""
 FROM_SHARE, TO_SHARE = 0.1, 0.8
@@ -42,11 +40,13 @@ FROM_SHARE, TO_SHARE = 0.1, 0.8
 is fetched ahead at the end as at the beginning."""
 
 DATABASE = "peer"
-_DELIVERED = """
-SELECT count(*), coalesce(extract(epoch FROM max(at)), 0)::float8 FROM outbox.journal
-WHERE event_id > %s AND fact = 'delivered'
+_CLAIMED = b"SELECT min(id) FROM outbox.pending"
+"""What is older has been claimed. What was delivered is counted at the end: counting passes all of
+it, on the server that is measured."""
+_DELIVERED = b"""
+SELECT count(*), coalesce(extract(epoch FROM max(at))::float8, %(at)s) FROM outbox.journal
+WHERE event_id > %(mark)s AND fact = 'delivered' AND at <= to_timestamp(%(at)s)
 """
-_OPEN = "SELECT (SELECT count(*) FROM outbox.pending) + (SELECT count(*) FROM outbox.delivery)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +172,24 @@ class Moment:
     spent: Mapping[str, float]
 
 
+def between(first: Moment, last: Moment) -> tuple[float, dict[str, float]]:
+    """The rate and the microseconds a job. Raises OutboxError where there is too little between."""
+    done, took_s = last.done - first.done, last.at - first.at
+    if done <= 0 or took_s < MEASURED_S_MIN:
+        raise OutboxError("over too soon to be measured: ask for more --jobs")
+    spent = {name: (last.spent[name] - first.spent[name]) / done * 1e6 for name in last.spent}
+    return done / took_s, spent
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A system at work: how many jobs it has done and when the last, how many its own books do not
-    call completed, and its seconds of processor time. `look_s` is how often it is asked."""
+    """A peer at work: how many jobs it has done and when the last, how many its own books do not
+    call completed, and its seconds of processor time."""
 
     rig: Rig
     progress: Callable[[], tuple[int, float]]
     still_open: Callable[[], int]
     used: Callable[[], dict[str, float]]
-    look_s: float = LOOK_S
 
     def watch(self, jobs: int) -> tuple[float, dict[str, float]]:
         """See all jobs through; the rate and the microseconds a job between the two marks."""
@@ -189,12 +197,7 @@ class Watched:
         last = self._moment(round(jobs * TO_SHARE))
         self._wait(self.progress, jobs)
         self._wait(lambda: (-self.still_open(), 0.0), 0)
-        done, took_s = last.done - first.done, last.at - first.at
-        if done <= 0 or took_s < MEASURED_S_MIN:
-            raise OutboxError("over too soon to be measured: ask for more --jobs")
-        return done / took_s, {
-            name: (last.spent[name] - first.spent[name]) / done * 1e6 for name in last.spent
-        }
+        return between(first, last)
 
     def _moment(self, goal: int) -> Moment:
         before = self._wait(self.progress, goal)
@@ -212,7 +215,7 @@ class Watched:
                 last, moved_at = found[0], monotonic()
             elif monotonic() - moved_at > STILL_S_MAX:
                 raise OutboxError(f"nothing moves since {STILL_S_MAX:.0f} s at {last} of {goal}")
-            sleep(self.look_s)
+            sleep(LOOK_S)
         return found
 
 
@@ -252,21 +255,31 @@ def _drained(ground: Ground, inner: Rig, kind: Kind, jobs: int, received: Callab
         connection.execute("ANALYZE")
         inner.start_outbox(kind.processes)
 
-        def asked(query: str, *values: int) -> Any:
-            return connection.execute(query.encode(), values).fetchone()
-
         def used() -> dict[str, float]:
             ours = {"worker": sum(inner.used().values())}
             return ground.used("postgresql", "redis") | ours
 
-        per_s, cpu_us = Watched(
-            inner,
-            progress=lambda: asked(_DELIVERED, since.event),
-            still_open=lambda: asked(_OPEN)[0],
-            used=used,
-            look_s=LOOK_AT_JOURNAL_S,
-        ).watch(jobs)
+        marks = []
+        for share in (FROM_SHARE, TO_SHARE):
+            _wait_until_claimed(inner, connection, since.event + round(jobs * share))
+            marks.append((time(), used()))
+        inner.wait_until_settled()
+        moments = []
+        for at, spent in marks:
+            found = connection.execute(_DELIVERED, {"mark": since.event, "at": at}).fetchone()
+            assert found is not None
+            moments.append(Moment(int(found[0]), float(found[1]), spent))
     counts = books.read_counts(inner.url, since)
     counts.balance(jobs)
+    per_s, cpu_us = between(*moments)
     extra = balanced(jobs, counts.delivered, received() if kind.posts else None)
     return Run(per_s, cpu_us, extra)
+
+
+def _wait_until_claimed(rig: Rig, connection: Connection, event: int) -> None:
+    while (found := connection.execute(_CLAIMED).fetchone()) != (None,):
+        assert found is not None
+        if found[0] > event:
+            return
+        rig.check()
+        sleep(LOOK_S)

@@ -32,6 +32,12 @@ from outbox.store.subscriptions import KindSpec
 
 HOST = "127.0.0.1"
 LOOK_S = 0.1
+_WAITING = b"""
+SELECT p.id, CASE WHEN p.id IS NULL THEN (SELECT count(*) FROM outbox.delivery) END, t.last_value
+FROM outbox.lease_token t LEFT JOIN (
+    SELECT id FROM outbox.pending ORDER BY id DESC LIMIT 1) p ON true
+"""
+"""The newest event that waits; if none does, how many deliveries; and what every claim moves."""
 STILL_S_MAX = 60.0
 """So long without any progress, and the bench gives up."""
 
@@ -129,13 +135,15 @@ class Rig:
             raise OutboxError("the time of this scenario is over; this machine is too slow for it")
 
     def wait_until_settled(self) -> None:
-        """Return when nothing is pending or live. Raises OutboxError where nothing moves."""
+        """Wait until nothing is pending, scheduled or leased. Nothing is counted while events are
+        pending: that passes all rows that have died, on the server that is measured, and took 1 us
+        of its processor time a delivery after 60,000 and 25 us after 360,000."""
         last, moved_at = None, monotonic()
-        query = (
-            "SELECT (SELECT count(*) FROM outbox.pending), (SELECT count(*) FROM outbox.delivery)"
-        )
         with connect(self.url, autocommit=True) as connection:
-            while (now := connection.execute(query).fetchone()) != (0, 0):
+            while True:
+                now = connection.execute(_WAITING).fetchone()
+                if now is not None and now[:2] == (None, 0):
+                    return
                 self.check()
                 if now != last:
                     last, moved_at = now, monotonic()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 
 import pytest
 
 from outbox.errors import DestinationRefused, UsageError
-from processors.connection import Response
+from processors.connection import PEEK_AFTER_S, Response
 from processors.egress import EgressPolicy, parse_destination
 from processors.failures import Reason, RequestFailed
 from processors.http import HttpClient, request_head
 from tests.net.conftest import Run
 from tests.net.peers import (
+    LOOPBACK,
     OK,
     A,
     Peer,
@@ -153,6 +155,41 @@ def test_a_receiver_that_closes_idle_connections_costs_no_attempt(run: Run) -> N
                 while client._open:
                     await asyncio.sleep(0)
                 assert len(server.requests) == count
+
+    run(main())
+
+
+def test_a_close_that_the_loop_has_not_seen_costs_no_attempt(run: Run) -> None:
+    """It reaches us while the loop is busy with others; what was idle for long is looked at."""
+    asked, closed = threading.Event(), threading.Event()
+
+    def answer(listening: socket.socket) -> None:
+        for _ in range(2):
+            peer, _ = listening.accept()
+            with peer:
+                head = b""
+                while not head.endswith(BODY):
+                    head += peer.recv(65536)
+                peer.sendall(OK)
+                asked.wait(10)
+            closed.set()
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.settimeout(10)
+            port = listening.getsockname()[1]
+            answering = threading.Thread(target=answer, args=(listening,), daemon=True)
+            answering.start()
+            policy = EgressPolicy(LOOPBACK, True, frozenset({port}), None)
+            async with client_of(Server(), policy=policy) as client:
+                url = f"http://127.0.0.1:{port}/"
+                assert (await post(client, url)).status == 200
+                (connection,) = client._open
+                asked.set()
+                assert closed.wait(10)  # blocks the loop
+                connection.idle_since -= PEEK_AFTER_S
+                assert (await post(client, url)).status == 200
+            answering.join(10)
 
     run(main())
 
