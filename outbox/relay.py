@@ -389,12 +389,12 @@ class Relay:
         work."""
         self._rhythm.asked_to_ring = True
         tick = await self._tick(dispatch, asleep=True)
-        seen = Snapshot.parse(tick.snapshot)
-        gate = Gate(seen.xmax, self._rhythm.long_below, self._config.poll_s_min)
-        while not tick.work and not rung.is_set() and self._clock() < until:
-            if (wait_s := gate.wait(seen)) is None:
+        xmax = Snapshot.parse(tick.snapshot).xmax
+        gate = Gate(xmax, self._rhythm.long_below, self._config.poll_s_min)
+        while not (tick.work or rung.is_set()) and self._clock() < until:
+            if (wait_s := gate.wait(Snapshot.parse(tick.snapshot))) is None:
                 return False
             await wait_at_most(rung, wait_s)
-            tick = await dispatch.tick(self._floor.value)
-            seen = Snapshot.parse(tick.snapshot)
+            if not rung.is_set():
+                tick = await dispatch.tick(self._floor.value)
         return tick.work or rung.is_set()
