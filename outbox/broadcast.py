@@ -120,7 +120,9 @@ class Broadcaster:
             return 0.0
         if not due.known:
             return config.unknown_s
-        return min(config.look_s, max(0.001, due.next_due_s or config.look_s))
+        if due.next_due_s is None:
+            return config.look_s
+        return min(config.look_s, max(0.001, due.next_due_s))
 
     # -- sql ------------------------------------------------------------------------------------
 

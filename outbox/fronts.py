@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 WALK_SHARE = 0.05
@@ -20,10 +21,12 @@ WALK_SHARE = 0.05
 
 WALK_S_MAX = 5.0
 """But one is made at least this often: a server that stood still once must not hide for minutes
-what others made ready."""
+what others made ready. A relay walks over 256 lanes at a time: of ten times as many it has seen all
+after ten walks."""
 
-KEPT = 1024
-"""Of so many lanes and queues the front is remembered: those met lately."""
+KEPT = 16384
+"""Of so many lanes and queues the front is remembered: those met lately. What is forgotten before
+its turn to be looked at comes waits for a walk to meet it again."""
 
 Place = tuple[int, int]
 """A lane and a queue: 0 first attempts, 1 retries, 2 replays and redrives."""
@@ -48,11 +51,12 @@ class Walks:
 
 
 class Fronts:
-    """The fronts of lanes and queues. `margin_s` is how far they trail what was seen: where rows
-    may be committed that much later than they say."""
+    """The fronts of the `kept` lanes and queues met last. `margin_s` is how far they trail what was
+    seen: where rows may be committed that much later than they say."""
 
-    def __init__(self, margin_s: float = 0.0) -> None:
+    def __init__(self, margin_s: float = 0.0, kept: int = KEPT) -> None:
         self._margin_s = margin_s
+        self._kept = kept
         self._now = -math.inf  # when something was seen last: no front lies beyond
         self._fronts: dict[Place, float] = {}  # those met least lately first
         self._waiting: dict[Place, float] = {}  # when the first of them is due; next in turn first
@@ -70,7 +74,7 @@ class Fronts:
         self._now = max(self._now, now)
         for lane, queue, due in found:
             place = (lane, queue)
-            self._remember(place, now if due is None else due)
+            self._remember(place, now - self._margin_s if due is None else due)
             if due is None:
                 self._waiting.pop(place, None)
             else:
@@ -80,7 +84,7 @@ class Fronts:
         """A look from their fronts on found nothing due there."""
         self._now = max(self._now, now)
         for place in places:
-            self._remember(place, now)
+            self._remember(place, now - self._margin_s)
             if self._waiting.get(place, now) <= now:
                 self._waiting.pop(place, None)
 
@@ -93,8 +97,10 @@ class Fronts:
 
     def _remember(self, place: Place, due: float) -> None:
         self._fronts.pop(place, None)
-        self._fronts[place] = min(due, self._now - self._margin_s)
-        if len(self._fronts) > KEPT:
+        front = min(due, self._now - self._margin_s)
+        # Long before 1970 a float has no microseconds left, and rounded up it would hide a row.
+        self._fronts[place] = front if front > 0 else -math.inf
+        if len(self._fronts) > self._kept:
             forgotten = next(iter(self._fronts))
             del self._fronts[forgotten]
             self._waiting.pop(forgotten, None)
@@ -103,6 +109,10 @@ class Fronts:
         """When the first of what is known to wait is due, of what is due after then; else inf."""
         return min((at for at in self._waiting.values() if at > after), default=math.inf)
 
+    def count_due(self, now: float) -> int:
+        """How many places something is due in."""
+        return sum(at <= now for at in self._waiting.values())
+
     def due(self, now: float, places_max: int) -> list[Front]:
         """At most so many places where something is due, in turn."""
         due = [place for place, at in self._waiting.items() if at <= now][:places_max]
@@ -110,9 +120,11 @@ class Fronts:
             self._waiting[place] = self._waiting.pop(place)
         return [(*place, self._fronts[place]) for place in due]
 
-    def known(self, queue: int | None = None) -> list[Front]:
-        """All that is remembered, of one queue or of all; what was met lately last."""
-        return [(*p, at) for p, at in self._fronts.items() if queue is None or p[1] == queue]
+    def known(self, queue: int | None = None, places_max: int | None = None) -> list[Front]:
+        """What is remembered, of one queue or of all, at most so many: the last that were met."""
+        last = reversed(self._fronts.items())
+        found = ((*p, at) for p, at in last if queue is None or p[1] == queue)
+        return list(islice(found, places_max))
 
 
 def zipped(lanes: Sequence[int] | None, *more: Sequence[float] | None) -> list[Any]:

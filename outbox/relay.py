@@ -300,9 +300,8 @@ class Relay:
         if now < rhythm.due_at:
             return 0
         # At least a quarter of the window is theirs and never more than half of it.
-        share = min(
-            max(self._broker.window.size() // 4, self._broker.room() // 2), self._broker.room()
-        )
+        room = self._broker.room()
+        share = min(max(self._broker.window.size() // 4, room // 2), room)
         if share <= 0:
             return 0
         window = min(share, config.batch)
@@ -315,10 +314,11 @@ class Relay:
         await self._broker.hand(dispatch, found.token, found.ids)
         if found.idle:
             await self._tend(dispatch)
-        again_s = rhythm.next_due_s(found, config, more=len(places) == config.lanes_max)
+        after = self._clock()
+        in_all = dispatch.fronts.count_due(after + self._ahead_s)
+        again_s = rhythm.next_due_s(found, config, len(places), in_all)
         if found.later and later_max < window:
             again_s = min(again_s, config.blocked_s_min)
-        after = self._clock()
         rhythm.due_at = min(after + again_s, self._due_at(dispatch, after))
         return len(found.ids)
 

@@ -120,6 +120,8 @@ class Rhythm:
     more: bool = False
     claim_max: int = CLAIM_LEAST
     blocked_s: float = 0.005
+    blocked: bool = False
+    places_seen: int = 0
     full: dict[str, Rest] = field(default_factory=dict)
     careful: int = 0
     asked_to_ring: bool = False
@@ -165,16 +167,20 @@ class Rhythm:
         look_at = self.looked_at + config.look_s
         return min(look_at, self.walks.next_at) if self.lane_from else look_at
 
-    def next_due_s(self, found: Leased, config: RelayConfig, *, more: bool) -> float:
-        """After which time to look for due work again: soon where a permit may come free, or there
-        are `more` lanes."""
+    def next_due_s(self, found: Leased, config: RelayConfig, places: int, in_all: int) -> float:
+        """After which time to look for due work again: soon where a permit may come free, or where
+        not all places were looked at since the last pause: so many now, `in_all` are due."""
         if found.ids:
             self.blocked_s = config.blocked_s_min
+            self.places_seen = 0
             return 0.0
-        if more:
+        self.places_seen += places
+        self.blocked |= found.blocked
+        if self.places_seen < in_all:
             return config.blocked_s_min
+        blocked, self.blocked, self.places_seen = self.blocked, False, 0
         again_s = config.due_s
-        if found.blocked:
+        if blocked:
             again_s, self.blocked_s = (
                 self.blocked_s,
                 min(config.blocked_s_max, self.blocked_s * 2),

@@ -35,6 +35,9 @@ MARGIN_S = 2.0
 """How much later than they are due broadcasts may be committed and are still seen by a look from
 the front on: a relay that routes dates them by its beginning, and takes a second at most."""
 
+LANES_KEPT = 1024
+"""Of so many lanes the front is remembered: each look passes them all to PostgreSQL."""
+
 
 @dataclass(frozen=True, slots=True)
 class Due:
@@ -127,7 +130,7 @@ class Broadcasts:
         self._attempts = Attempts(connection, clock)
         self._now: Callable[[], datetime | None] = clock or (lambda: None)
         self._warnings: list[str] = []
-        self._fronts = Fronts(MARGIN_S)
+        self._fronts = Fronts(MARGIN_S, LANES_KEPT)
         self._walks = Walks()
         self._monotonic = monotonic
         connection.raw.add_notice_handler(self._note)
@@ -168,8 +171,10 @@ class Broadcasts:
         for lane, queue, front, transport, ripe_at in found:
             if ripe_at is not None and ripe_at <= now:
                 due[transport].append((lane, queue, front))
-        later = [at for *_, at in found if at is not None and at > now]
-        return Due(due["sql"], due["http"], min(later) - now if later else None, known)
+        waits = [at - now for *_, at in found if at is not None and at > now]
+        if not walk:  # whoever rang may wait in a lane that was never met
+            waits.append(max(0.0, self._walks.next_at - self._monotonic()))
+        return Due(due["sql"], due["http"], min(waits, default=None), known)
 
     async def send(self, rows_max: int, places: Sequence[Front]) -> Sent:
         """Broadcast what is due there by sql, in one statement. Raises MessageRefused, nothing

@@ -195,7 +195,7 @@ class Dispatch:
     async def route(self, claim: Claim, window: int, token: int | None = None) -> Routed:
         """Claim pending events, make their deliveries, lease at most `window` of them, under the
         next token unless one is given."""
-        fronts = self.fronts.known(queue=0)[-OLDEST_KEPT:]
+        fronts = self.fronts.known(0, OLDEST_KEPT)
         row = await self._one(
             "route",
             {

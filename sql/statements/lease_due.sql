@@ -18,7 +18,7 @@
 -- none),
 -- idle (int: due deliveries seen that are not to be leased: overdue, paused, disabled, removed),
 -- blocked (boolean: something is due in a lane that has no permit or token left),
--- later (boolean: retries, replays or redrives were due), now (float8, seconds since 1970), met_lanes (bigint[]),
+-- later (boolean: retries, replays or redrives were due that had a permit), now (float8, seconds since 1970), met_lanes (bigint[]),
 -- met_queues (int[]), met_dues (float8[]; null where there is none): the first delivery from each front on,
 -- token, lanes and oldest (see route.sql)
 WITH clock AS MATERIALIZED (
@@ -98,11 +98,13 @@ picked AS MATERIALIZED (
 ),
 chosen AS MATERIALIZED (
     SELECT y.id, y.lane FROM (
-        SELECT x.*, row_number() OVER (PARTITION BY x.fresh ORDER BY x.turn) AS nth FROM (
-            SELECT p.id, p.lane, p.fresh, row_number() OVER (PARTITION BY p.lane ORDER BY p.fresh DESC) AS turn
-            FROM picked p WHERE p.fit) x) y
+        -- Lanes by lot: where there are more of them than may be leased, the same would win each time.
+        SELECT x.*, row_number() OVER (PARTITION BY x.fresh ORDER BY x.turn, x.lot) AS nth FROM (
+            SELECT p.id, p.lane, p.fresh, row_number() OVER (PARTITION BY p.lane ORDER BY p.fresh DESC) AS turn,
+                   pg_catalog.hashint8extended(p.lane, drawn.token) AS lot
+            FROM drawn, picked p WHERE p.fit) x) y
     WHERE y.fresh OR y.nth <= %(later_max)s::int
-    ORDER BY y.turn LIMIT %(window)s::int
+    ORDER BY y.turn, y.lot LIMIT %(window)s::int
 ),
 leased AS (
     UPDATE outbox.delivery d
@@ -133,7 +135,8 @@ SELECT (SELECT string_agg(uuid_send(l.id), '') FROM leased l) AS ids,
        + (SELECT count(*) FROM clock, seen s LEFT JOIN lanes l USING (lane)
           WHERE s.due_at <= clock.now AND l.lane IS NULL) AS idle,
        EXISTS (SELECT FROM lanes l WHERE l.probe_at IS NULL AND (l.free <= 0 OR l.tokens < 2)) AS blocked,
-       EXISTS (SELECT FROM clock, scan s WHERE s.queue > 0 AND s.due_at <= clock.now) AS later,
+       EXISTS (SELECT FROM clock, scan s JOIN lanes l USING (lane)
+               WHERE s.queue > 0 AND s.due_at <= clock.now AND l.free > 0) AS later,
        (SELECT extract(epoch FROM now)::float8 FROM clock) AS now, m.met_lanes, m.met_queues, m.met_dues,
        (SELECT d.token FROM drawn d) AS token, o.lanes, o.oldest
 FROM (SELECT array_agg(l.lane) AS lanes, array_agg(l.oldest) AS oldest FROM (

@@ -10,10 +10,10 @@ from uuid import UUID
 
 import pytest
 
-from outbox.fronts import KEPT, Fronts, Walks
+from outbox.fronts import Fronts, Walks
 from outbox.rhythm import RelayConfig, Rhythm
 from outbox.store.connect import connect_hot
-from outbox.store.dispatch import Claim, Dispatch, Walk
+from outbox.store.dispatch import Claim, Dispatch, Leased, Walk
 from tests.engine.engine import Engine, seconds
 from tests.engine.running import Hands, relaying, until
 
@@ -55,7 +55,16 @@ def test_what_comes_before_a_delivery_that_is_due_later_is_not_behind_the_front(
 def test_a_front_trails_by_the_margin() -> None:
     fronts = Fronts(margin_s=2.0)
     fronts.looked(100.0, [(*A, 99.0), (*B, None)])
-    assert fronts.known() == [(*A, 98.0), (*B, 98.0)]
+    assert fronts.known() == [(*B, 98.0), (*A, 98.0)]
+    fronts.looked(50.0, [(*A, None)])
+    assert fronts.known(places_max=1) == [(*A, 48.0)], "also where the clock was set back"
+
+
+def test_a_front_that_a_float_rounds_up_hides_nothing() -> None:
+    """Nine microseconds of the year 1700 are sixteen then."""
+    fronts = Fronts()
+    fronts.looked(100.0, [(*A, -8520336000.0 + 9.000003)])
+    assert fronts.due(100.0, 9) == [(*A, -math.inf)]
 
 
 def test_a_walk_forgets_what_it_no_longer_finds_where_it_was() -> None:
@@ -94,7 +103,7 @@ def test_nothing_due_says_nothing_of_what_is_due_later() -> None:
     fronts = Fronts()
     fronts.looked(100.0, [(*A, 90.0), (*C, 130.0)])
     fronts.clear(101.0, [A, C])
-    assert fronts.known() == [(*A, 101.0), (*C, 101.0)]
+    assert fronts.known() == [(*C, 101.0), (*A, 101.0)]
     assert fronts.next_at() == 130.0
 
 
@@ -106,12 +115,36 @@ def test_places_take_turns_where_not_all_go() -> None:
 
 
 def test_those_met_lately_are_remembered() -> None:
-    fronts = Fronts()
-    fronts.looked(100.0, [(lane, 0, 90.0) for lane in range(KEPT)])
-    fronts.looked(101.0, [(0, 0, 91.0), (KEPT, 0, 92.0)])
+    fronts = Fronts(kept=100)
+    fronts.looked(100.0, [(lane, 0, 90.0) for lane in range(100)])
+    fronts.looked(101.0, [(0, 0, 91.0), (100, 0, 92.0)])
     kept = {lane for lane, _, _ in fronts.known()}
-    assert (len(kept), kept & {0, 1, KEPT}) == (KEPT, {0, KEPT})
-    assert len(fronts.due(math.inf, 2 * KEPT)) == KEPT
+    assert (len(kept), kept & {0, 1, 100}) == (100, {0, 100})
+    assert len(fronts.due(math.inf, 200)) == fronts.count_due(math.inf) == 100
+
+
+def test_thousands_of_lanes_that_wait_have_their_turn_before_they_are_forgotten() -> None:
+    """Walks and looks as a relay makes them beside lanes without permits: each is looked at."""
+    fronts, lanes, beyond, seen = Fronts(), 5000, 0, set()
+    for _ in range(3 * lanes // 128):
+        last = min(lanes, beyond + 256)
+        met = [(lane, 0, 90.0) for lane in range(beyond + 1, last + 1)]
+        fronts.walked(100.0, met, beyond, last)
+        beyond = 0 if last == lanes else last
+        looked = fronts.due(100.0, 128)
+        fronts.looked(100.0, [(lane, queue, 90.0) for lane, queue, _ in looked])
+        seen |= {lane for lane, _, _ in looked}
+    assert len(seen) == lanes
+
+
+def test_places_that_are_blocked_are_all_looked_at_and_then_left_alone_for_a_while() -> None:
+    rhythm, config = Rhythm(0.0), RelayConfig()
+    full, open_ = Leased([], None, 0, blocked=True), Leased([], None, 0, blocked=False)
+    pauses = [rhythm.next_due_s(found, config, 128, 300) for found in (open_, full, open_) * 2]
+    soon_s = config.blocked_s_min
+    assert pauses == [soon_s, soon_s, soon_s, soon_s, soon_s, 2 * soon_s]
+    assert rhythm.next_due_s(open_, config, 127, 127) == config.due_s
+    assert rhythm.next_due_s(Leased([UUID(int=1)], None, 0, blocked=True), config, 128, 300) == 0.0
 
 
 def test_walks_take_their_share_of_the_time_and_are_made_all_the_same() -> None:

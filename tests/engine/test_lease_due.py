@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import pytest
+
 from tests.engine.engine import Engine, seconds
 
 
@@ -42,6 +44,19 @@ def test_lanes_take_turns_within_the_window(engine: Engine) -> None:
     assert leased_by_lane(engine) == dict.fromkeys(made, 2)
 
 
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_more_lanes_than_the_window_take_turns_by_lot(engine: Engine, attempts: int) -> None:
+    """Also beside fresh work, where few that are not fresh may go: none waits for ever."""
+    lanes(engine, 30, 10)
+    engine.run("UPDATE outbox.delivery SET attempts = %s", attempts)
+    served: set[int] = set()
+    for _ in range(10):
+        engine.due(6) if attempts == 0 else engine.lease_due(later_max=6)
+        served |= leased_by_lane(engine).keys()
+        engine.run("DELETE FROM outbox.delivery WHERE state = 'leased'")
+    assert len(served) > 12, "at first the same six were served ten times"
+
+
 def test_a_walk_over_many_lanes_goes_on_where_it_ended(engine: Engine) -> None:
     made = lanes(engine, 5, 1)
     seen: list[int] = []
@@ -60,9 +75,9 @@ def test_a_cut_walk_tells_all_queues_of_the_lanes_that_it_tells(engine: Engine) 
 
 
 def test_it_tells_whether_something_was_due_that_is_no_first_attempt(engine: Engine) -> None:
-    [lane] = lanes(engine, 1, 2, concurrency=1)
+    [lane] = lanes(engine, 1, 2, concurrency=2)
     now = engine.now()
-    found, token = engine.lease_due(now=now)
+    found, token = engine.lease_due(1, now=now)
     assert not found.later
     leases = [(delivery_id, token) for delivery_id in found.ids]
     engine.take(leases, now)
@@ -70,6 +85,8 @@ def test_it_tells_whether_something_was_due_that_is_no_first_attempt(engine: Eng
     assert not engine.lease_due(now=now + seconds(4))[0].later
     assert engine.lease_due(now=now + seconds(6), later_max=0)[0].later
     assert leased_by_lane(engine) == {lane: 1}
+    engine.run("UPDATE outbox.endpoint SET concurrency = 1")
+    assert not engine.lease_due(now=now + seconds(6), later_max=0)[0].later, "it has no permit"
 
 
 def test_permits_of_a_lane_hold(engine: Engine) -> None:

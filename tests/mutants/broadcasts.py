@@ -80,8 +80,15 @@ BROADCASTS = (
         "broadcast-front-too-far",
         "a broadcaster's front is where it last saw nothing, whatever is still to be committed",
         "live updates come at once",
-        (Edit(_STORE, "Fronts(MARGIN_S)", "Fronts()"),),
+        (Edit(_STORE, "Fronts(MARGIN_S, ", "Fronts(0.0, "),),
         (_FRONTS + "what_is_committed_later_than_it_says_is_found_without_a_walk",),
+    ),
+    Mutant(
+        "broadcast-of-a-new-lane-waits",
+        "a broadcaster that was rung and knows of nothing rests until its next look",
+        "live updates come at once",
+        (Edit(_STORE, "if not walk:  # whoever", "if False:  # whoever"),),
+        (_FRONTS + "a_lane_that_nobody_knew_is_found_by_the_next_walk",),
     ),
     Mutant(
         "broadcasts-pass-the-dead",

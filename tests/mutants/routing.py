@@ -347,11 +347,42 @@ ROUTING = (
         (
             Edit(
                 "outbox/fronts.py",
-                "self._fronts[place] = min(due, self._now - self._margin_s)",
-                "self._fronts[place] = due - self._margin_s",
+                "front = min(due, self._now - self._margin_s)",
+                "front = due - self._margin_s",
             ),
         ),
         (_FRONTS + "what_comes_before_a_delivery_that_is_due_later_is_not_behind_the_front",),
+    ),
+    Mutant(
+        "front-rounded-up",
+        "a front of centuries ago is what a float makes of it",
+        "nothing is lost",
+        (Edit("outbox/fronts.py", "front if front > 0 else -math.inf", "front"),),
+        (_FRONTS + "a_front_that_a_float_rounds_up_hides_nothing",),
+    ),
+    Mutant(
+        "front-forgotten-before-its-turn",
+        "a relay remembers a thousand lanes that wait",
+        "retries are made when they are due",
+        (Edit("outbox/fronts.py", "KEPT = 16384", "KEPT = 1024"),),
+        (_FRONTS + "thousands_of_lanes_that_wait_have_their_turn_before_they_are_forgotten",),
+    ),
+    Mutant(
+        "blocked-lanes-spin",
+        "a relay goes on looking at lanes that are all blocked",
+        "no work on a hot path that finds nothing",
+        (Edit("outbox/rhythm.py", "self.places_seen += places", "self.places_seen += 0"),),
+        (_FRONTS + "places_that_are_blocked_are_all_looked_at_and_then_left_alone_for_a_while",),
+    ),
+    Mutant(
+        "lanes-by-place",
+        "of more lanes than may be leased at a time the same go first each time",
+        "I15",
+        (
+            statement("lease_due", "ORDER BY x.turn, x.lot)", "ORDER BY x.turn)"),
+            statement("lease_due", "ORDER BY y.turn, y.lot LIMIT", "ORDER BY y.turn LIMIT"),
+        ),
+        (_DUE + "more_lanes_than_the_window_take_turns_by_lot",),
     ),
     Mutant(
         "front-not-lowered",
@@ -602,8 +633,8 @@ ROUTING = (
         (
             statement(
                 "lease_due",
-                "EXISTS (SELECT FROM clock, scan s WHERE s.queue > 0",
-                "EXISTS (SELECT FROM clock, scan s WHERE s.queue > 9",
+                "WHERE s.queue > 0 AND s.due_at <= clock.now AND l.free > 0)",
+                "WHERE s.queue > 9 AND s.due_at <= clock.now AND l.free > 0)",
             ),
         ),
         (_DUE + "it_tells_whether_something_was_due_that_is_no_first_attempt",),
