@@ -135,8 +135,8 @@ class Rhythm:
     long_next: tuple[float, int] = (-math.inf, 0)
 
     def begun(self, now: float, xmax: int) -> None:
-        """No transaction from `xmax` on had begun at `now`. `long_below` is such an id of at least
-        `LONG_S` ago."""
+        """The look of `now` said that all transactions that have begun are below `xmax`.
+        `long_below` is what one said at least `LONG_S` ago."""
         at, below = self.long_next
         if now - at >= LONG_S:
             self.long_below, self.long_next = below, (now, xmax)
@@ -172,7 +172,7 @@ class Rhythm:
         not all places were looked at since the last pause: so many now, `in_all` are due."""
         if found.ids:
             self.blocked_s = config.blocked_s_min
-            self.places_seen = 0
+            self.blocked, self.places_seen = False, 0
             return 0.0
         self.places_seen += places
         self.blocked |= found.blocked

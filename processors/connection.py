@@ -24,8 +24,9 @@ BODY_BYTES_KEPT = 4096
 WIRE_BYTES_MAX = 1024 * 1024
 IDLE_S_MAX = 4.0
 # Below this an idle connection is taken as it is; above, one system call looks for a close that
-# the loop has not seen yet. Receivers close what was idle for a second or more; at full speed
-# connections are idle for 30 to 60 ms, and that call took 5 % of the worker's loop.
+# the loop has not seen yet. Receivers close what was idle for a second or more; at 6,500 webhooks
+# a second half of the connections are idle for less than 19 ms, one in seven for more than 50, one
+# in fifty for more than 500.
 PEEK_AFTER_S = 0.5
 
 
