@@ -21,8 +21,16 @@ WALK_SHARE = 0.05
 
 WALK_S_MAX = 5.0
 """But one is made at least this often: a server that stood still once must not hide for minutes
-what others made ready. A relay walks over 256 lanes at a time: of ten times as many it has seen all
-after ten walks."""
+what others made ready."""
+
+PASS_SHARE = 0.25
+"""Where all lanes are walked over in parts, the parts together take no longer than `WALK_S_MAX`
+either, unless they would take more than this share of the time."""
+
+PART_S = 0.05
+"""A part that took longer is followed by one over half as many lanes: claims wait meanwhile."""
+
+HALVINGS_MAX = 6
 
 KEPT = 16384
 """Of so many lanes and queues the front is remembered: those met lately. What is forgotten before
@@ -36,18 +44,34 @@ Front = tuple[int, int, float]
 
 
 class Walks:
-    """When the next walk may be made. In seconds of one monotonic clock."""
+    """When the next walk may be made, and over how much. In seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self.next_at = -math.inf
+        self._parts, self._parts_before = 0, 1  # of this pass over all lanes, of the one before
+        self._halvings = 0
 
     def due(self, now: float) -> bool:
         """Whether one may be made."""
         return now >= self.next_at
 
-    def took(self, now: float, seconds: float) -> None:
-        """One that began at `now` took so long."""
-        self.next_at = now + min(WALK_S_MAX, seconds / WALK_SHARE)
+    def lanes(self, lanes_max: int) -> int:
+        """How many lanes to walk over, of at most so many."""
+        return max(1, lanes_max >> self._halvings)
+
+    def took(self, now: float, seconds: float, *, more: bool = False) -> None:
+        """One that began at `now` took so long; `more` lanes are left for the next."""
+        self._parts += 1
+        part_s = WALK_S_MAX / max(self._parts, self._parts_before)
+        self.next_at = now + min(
+            WALK_S_MAX, seconds / WALK_SHARE, max(part_s, seconds / PASS_SHARE)
+        )
+        if seconds > PART_S:
+            self._halvings = min(HALVINGS_MAX, self._halvings + 1)
+        elif seconds < PART_S / 4:
+            self._halvings = max(0, self._halvings - 1)
+        if not more:
+            self._parts, self._parts_before = 0, self._parts
 
 
 class Fronts:

@@ -144,7 +144,7 @@ class Relay:
             return None
         rhythm.looked_at = now
         since_s, walk_from = rhythm.leases_since(now), rhythm.walk_from(now)
-        walk = None if walk_from is None else Walk(walk_from, config.walk_max)
+        walk = None if walk_from is None else Walk(walk_from, rhythm.walks.lanes(config.walk_max))
         look = {"leases": True, "since_s": since_s, "walk": walk}
         began = self._clock()
         tick = await self._tick(dispatch, asleep=rhythm.asked_to_ring, **look)

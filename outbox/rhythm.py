@@ -48,7 +48,7 @@ CLAIM_LEAST = 16
 class RelayConfig:
     """The numbers of a relay. Times in seconds.
 
-    `lanes_max`: lanes and queues to lease from at a time, `walk_max`: lanes to walk over;
+    `lanes_max`: lanes and queues to lease from at a time, `walk_max`: lanes to walk over at most;
     `awake_s`: how long after the last work a relay keeps polling before it sleeps; `poll_s_max`
     bounds the gap between such polls, `rest_s_max` that between looks beside organizations whose
     lanes are full; `asleep_s`: the cheap look of a sleeping relay;
@@ -159,7 +159,7 @@ class Rhythm:
 
     def walked(self, now: float, took_s: float, lane_last: int | None) -> None:
         """A walk took so long, and was cut after `lane_last`: then the next goes on there."""
-        self.walks.took(now, took_s)
+        self.walks.took(now, took_s, more=lane_last is not None)
         self.lane_from = lane_last or 0
 
     def look_at(self, config: RelayConfig) -> float:

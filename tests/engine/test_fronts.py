@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from outbox.fronts import Fronts, Walks
+from outbox.fronts import WALK_S_MAX, Fronts, Walks
 from outbox.rhythm import RelayConfig, Rhythm
 from outbox.store.connect import connect_hot
 from outbox.store.dispatch import Claim, Dispatch, Leased, Walk
@@ -154,6 +154,29 @@ def test_walks_take_their_share_of_the_time_and_are_made_all_the_same() -> None:
     assert (walks.due(101.9), walks.due(102.0)) == (False, True)
     walks.took(102.0, 60.0)
     assert (walks.due(106.9), walks.due(107.0)) == (False, True)
+
+
+def test_all_lanes_are_passed_in_time_however_many_parts_it_takes() -> None:
+    """After ten parts of 0.1 s each waits 0.5 s, not 2."""
+    walks, now, began = Walks(), 100.0, []
+    for part in range(30):
+        began.append(now)
+        walks.took(now, 0.1, more=part % 10 < 9)
+        now = walks.next_at
+    assert began[20] - began[10] == pytest.approx(WALK_S_MAX)
+    walks.took(now, 0.5)  # in parts or not: no more than a quarter of the time, if it can be helped
+    assert walks.next_at - now == pytest.approx(2.0)
+    walks.took(now, 0.5)
+    assert walks.next_at - now == pytest.approx(WALK_S_MAX)
+
+
+def test_walks_that_take_long_are_made_over_fewer_lanes() -> None:
+    walks, lanes = Walks(), []
+    for took_s in [0.06, 0.06, 0.02, 0.01, 0.01, 0.01, *[9.0] * 8]:
+        walks.took(100.0, took_s)
+        lanes.append(walks.lanes(256))
+    assert lanes == [128, 64, 64, 128, 256, 256, 128, 64, 32, 16, 8, 4, 4, 4]
+    assert walks.lanes(2) == 1
 
 
 def test_a_walk_that_was_cut_goes_on_as_soon_as_its_share_allows() -> None:

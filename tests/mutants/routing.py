@@ -413,19 +413,29 @@ ROUTING = (
         "walk-without-pace",
         "a walk over everything is made with every look",
         "a held snapshot costs nothing",
-        (Edit("outbox/fronts.py", "now + min(WALK_S_MAX, seconds / WALK_SHARE)", "now"),),
+        (Edit("outbox/fronts.py", "self.next_at = now + min(", "self.next_at = now + 0 * min("),),
         (_FRONTS + "walks_take_their_share_of_the_time_and_are_made_all_the_same",),
     ),
     Mutant(
         "walk-after-a-standstill",
         "a server that stood still for a minute hides for twenty what others made ready",
         "retries are made when they are due",
-        (
-            Edit(
-                "outbox/fronts.py", "min(WALK_S_MAX, seconds / WALK_SHARE)", "seconds / WALK_SHARE"
-            ),
-        ),
+        (Edit("outbox/fronts.py", "            WALK_S_MAX, seconds / WALK", "seconds / WALK"),),
         (_FRONTS + "walks_take_their_share_of_the_time_and_are_made_all_the_same",),
+    ),
+    Mutant(
+        "walk-of-many-parts",
+        "of a walk in parts each rests as if it were all",
+        "retries are made when they are due",
+        (Edit("outbox/fronts.py", "max(self._parts, self._parts_before)", "1"),),
+        (_FRONTS + "all_lanes_are_passed_in_time_however_many_parts_it_takes",),
+    ),
+    Mutant(
+        "walk-over-all-at-once",
+        "claims wait for a walk over all lanes, however long it takes",
+        "a held snapshot costs nothing",
+        (Edit("outbox/fronts.py", "lanes_max >> self._halvings", "lanes_max"),),
+        (_FRONTS + "walks_that_take_long_are_made_over_fewer_lanes",),
     ),
     Mutant(
         "walk-not-continued",
