@@ -31,6 +31,8 @@ PART_S = 0.05
 """A part that took longer is followed by one over half as many lanes: claims wait meanwhile."""
 
 HALVINGS_MAX = 6
+"""So often at most: 4 lanes of 256. Whoever has just connected begins so, since it knows no front
+and cannot know what a walk takes."""
 
 KEPT = 16384
 """Of so many lanes and queues the front is remembered: those met lately. What is forgotten before
@@ -49,7 +51,7 @@ class Walks:
     def __init__(self) -> None:
         self.next_at = -math.inf
         self._parts, self._parts_before = 0, 1  # of this pass over all lanes, of the one before
-        self._halvings = 0
+        self._halvings = HALVINGS_MAX
 
     def due(self, now: float) -> bool:
         """Whether one may be made."""

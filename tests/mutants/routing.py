@@ -435,7 +435,7 @@ ROUTING = (
         "claims wait for a walk over all lanes, however long it takes",
         "a held snapshot costs nothing",
         (Edit("outbox/fronts.py", "lanes_max >> self._halvings", "lanes_max"),),
-        (_FRONTS + "walks_that_take_long_are_made_over_fewer_lanes",),
+        (_FRONTS + "walks_begin_small_and_that_take_long_are_made_over_fewer_lanes",),
     ),
     Mutant(
         "walk-not-continued",
