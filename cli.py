@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import click
 
@@ -161,7 +160,7 @@ class _Courier:
     def __init__(self, inner: BrokerCourier) -> None:
         self._inner = inner
 
-    def send(self, token: int, ids: Sequence[UUID]) -> None:
+    def send(self, token: int, ids: Sequence[str]) -> None:
         from processors.broker import Batch
 
         self._inner.send([Batch(token, ids)])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from uuid import UUID
 
 import structlog
 
@@ -20,8 +19,9 @@ from outbox.store.dispatch import Dispatch
 
 log = structlog.get_logger("outbox.relay")
 
-Send = Callable[[int, Sequence[UUID]], None]
-"""Hands the ids leased under a token to the broker. Raises BrokerUnavailable. Runs in a thread."""
+Send = Callable[[int, Sequence[str]], None]
+"""Hands the ids (32 hexadecimal digits each) leased under a token to the broker. Raises
+BrokerUnavailable. Runs in a thread."""
 
 Depth = Callable[[], int]
 """About how many ids wait in the broker. Raises BrokerUnavailable. Runs in a thread."""
@@ -71,7 +71,7 @@ class Handover:
         except BrokerUnavailable as error:
             self._fail(error)
 
-    async def hand(self, dispatch: Dispatch, token: int, ids: Sequence[UUID]) -> None:
+    async def hand(self, dispatch: Dispatch, token: int, ids: Sequence[str]) -> None:
         """Hand over one lease batch, or release it."""
         if not ids:
             return

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from enum import Enum
 from typing import Protocol
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 
@@ -43,7 +43,7 @@ ALIVE_S = 10.0
 _LOOK_S = 0.005
 
 Processors = Mapping[str, Processor]
-Accept = Callable[[int, list[UUID]], None]
+Accept = Callable[[int, list[str]], None]
 
 
 class Consumer(Protocol):
@@ -60,8 +60,8 @@ class Consumer(Protocol):
 class Courier(Protocol):
     """What runs here needs of the broker; every method may be called from any thread."""
 
-    def send(self, token: int, ids: Sequence[UUID]) -> None:
-        """Hand over ids leased under a token. Raises BrokerUnavailable."""
+    def send(self, token: int, ids: Sequence[str]) -> None:
+        """Hand over ids (32 hexadecimal digits) leased under a token. Raises BrokerUnavailable."""
 
     def depth(self) -> int:
         """About how many ids wait. Raises BrokerUnavailable."""

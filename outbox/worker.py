@@ -43,7 +43,8 @@ REPORT_S = 0.2
 LOOK_S = 0.05
 """How often a worker whose outcomes cannot be written looks whether they can."""
 
-Lease = tuple[UUID, int]
+Lease = tuple[str, int]
+"""A delivery id as 32 hexadecimal digits, and the token of its lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Worker:
 
     # -- coming in ------------------------------------------------------------------------------
 
-    def accept(self, token: int, ids: Sequence[UUID]) -> None:
+    def accept(self, token: int, ids: Sequence[str]) -> None:
         """Take in leased ids; called by the broker's threads. Blocks while the budget is full.
 
         Once the worker stops, what still arrives is given back to PostgreSQL at once.
@@ -249,7 +250,7 @@ class Worker:
             self._begin(_Running(one, asked_at + one.lease_left_s))
 
     async def _give_back(self, attempts: Attempts) -> None:
-        by_token: dict[int, list[UUID]] = {}
+        by_token: dict[int, list[str]] = {}
         for delivery_id, token in self._refused:
             by_token.setdefault(token, []).append(delivery_id)
         for token, ids in by_token.items():

@@ -20,7 +20,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
-from uuid import UUID
 
 from outbox.bench.report import Found, Goal, percentile, spread
 from outbox.bench.rig import HOST, Rig
@@ -186,9 +185,10 @@ class Session:
         _enough(len(done.ids), "lease_due")
         return lambda: self._dispatch.release(token, done.ids)
 
-    async def _replace(self, ids: Sequence[UUID]) -> None:
+    async def _replace(self, ids: Sequence[str]) -> None:
         """End what was created, and let as many events wait as before."""
-        await self._plain.execute("DELETE FROM outbox.delivery WHERE id = ANY (%s)", [list(ids)])
+        delete = "DELETE FROM outbox.delivery WHERE id = ANY (%s::uuid[])"
+        await self._plain.execute(delete, [list(ids)])
         await self._plain.execute(_EVENTS.encode(), {"rows": len(ids), "orgs": ORGS})
 
     async def plan(self, name: str) -> Shape:

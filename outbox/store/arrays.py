@@ -15,6 +15,11 @@ def uuids(values: Iterable[UUID]) -> str:
     return "{" + ",".join([value.hex for value in values]) + "}"
 
 
+def keys(values: Iterable[str]) -> str:
+    """A uuid[] literal of ids that are text already."""
+    return "{" + ",".join(values) + "}"
+
+
 def numbers(values: Iterable[float | None]) -> str:
     """A literal of an array of numbers; None is NULL."""
     return "{" + ",".join(["NULL" if v is None else repr(v) for v in values]) + "}"

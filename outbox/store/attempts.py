@@ -99,11 +99,12 @@ class Attempts:
         self._connection = connection
         self._now: Callable[[], datetime | None] = clock or (lambda: None)
 
-    async def take(self, leases: Sequence[tuple[UUID, int]]) -> list[Taken]:
-        """Start what may be started of (id, token) pairs; the rest does not come back."""
+    async def take(self, leases: Sequence[tuple[str, int]]) -> list[Taken]:
+        """Start what may be started of (id, token) pairs, ids as 32 hexadecimal digits; the rest
+        does not come back."""
         params = {
             "now": self._now(),
-            "ids": arrays.uuids([delivery_id for delivery_id, _ in leases]),
+            "ids": arrays.keys([delivery_id for delivery_id, _ in leases]),
             "tokens": arrays.numbers([token for _, token in leases]),
         }
         cursor = await self._connection.run("take", params)
@@ -156,9 +157,9 @@ class Attempts:
         cursor = await self._connection.run("watch", params)
         return {row[0] for row in await cursor.fetchall()}
 
-    async def release(self, token: int, ids: Sequence[UUID]) -> None:
+    async def release(self, token: int, ids: Sequence[str]) -> None:
         """Give back leases that were never started."""
-        await self._connection.run("release", {"token": token, "ids": list(ids)})
+        await self._connection.run("release", {"token": token, "ids": arrays.keys(ids)})
 
     async def report(self, lanes: Mapping[int, LaneHealth]) -> list[int]:
         """Note how attempts went; returns the lanes whose circuits are open now."""

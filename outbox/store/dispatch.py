@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from outbox.fronts import Front, Fronts, zipped
 from outbox.store import arrays
@@ -39,10 +38,11 @@ def _by_lane(lanes: Sequence[int] | None, oldest: Sequence[int] | None) -> dict[
     return dict(zip(lanes or (), oldest or (), strict=True))
 
 
-def split_ids(packed: bytes | None) -> list[UUID]:
-    """Delivery ids from their packed form, 16 bytes each."""
-    data = packed or b""
-    return [UUID(bytes=data[i : i + 16]) for i in range(0, len(data), 16)]
+def split_ids(packed: bytes | None) -> list[str]:
+    """Delivery ids from their packed form, 16 bytes each: as 32 hexadecimal digits, since nobody
+    on the way to `take.sql` looks into them, and a UUID costs 1.2 us to make and 0.2 to write."""
+    digits = (packed or b"").hex()
+    return [digits[i : i + 32] for i in range(0, len(digits), 32)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Routed:
     `now` (seconds since 1970) first attempts `wait` by lane since such a time; in `clear` lanes
     there are none."""
 
-    ids: list[UUID]
+    ids: list[str]
     events: int
     deliveries: int
     leased: int
@@ -96,7 +96,7 @@ class Leased:
     `blocked` says that due work waits for a permit or a rate token, `later` that some of it was
     not a first attempt. `met` is what was the first of each place at `now`, before."""
 
-    ids: list[UUID]
+    ids: list[str]
     next_due_s: float | None
     idle: int
     blocked: bool
@@ -287,9 +287,9 @@ class Dispatch:
         self.fronts.put(zipped(*row[3:]))
         return Advanced(*row[:3])
 
-    async def release(self, token: int, ids: Sequence[UUID]) -> None:
+    async def release(self, token: int, ids: Sequence[str]) -> None:
         """Give back unstarted leases at once."""
-        cursor = await self._connection.run("release", {"token": token, "ids": list(ids)})
+        cursor = await self._connection.run("release", {"token": token, "ids": arrays.keys(ids)})
         self.fronts.put(await cursor.fetchall())
 
     async def tick(

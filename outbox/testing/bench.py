@@ -184,7 +184,7 @@ class Bench:
         """End or hold what is due and not to be tried; returns how many deliveries."""
         return self.run(self._dispatch.tend(ROWS_MAX))
 
-    def _hand(self, token: int, ids: Sequence[UUID]) -> None:
+    def _hand(self, token: int, ids: Sequence[str]) -> None:
         """A message each: what can be lost or repeated alone is."""
         for delivery_id in ids:
             self.broker.send(token, [delivery_id])

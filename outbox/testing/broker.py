@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from threading import Condition, Thread
-from uuid import UUID
 
 from outbox.errors import BrokerUnavailable, UsageError
 
-Accept = Callable[[int, list[UUID]], None]
+Accept = Callable[[int, list[str]], None]
 
 _LOOK_S = 0.005
 """How often a consumer looks for a delayed message: its clock may be one that moves by hand."""
@@ -25,10 +24,11 @@ _LOOK_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a relay handed over at once: ids of deliveries, and the token of their leases."""
+    """What a relay handed over at once: ids of deliveries (32 hexadecimal digits
+    each), and the token of their leases."""
 
     token: int
-    ids: tuple[UUID, ...]
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class RecordingBroker:
 
     # -- what relays and workers use ------------------------------------------------------------
 
-    def send(self, token: int, ids: Sequence[UUID]) -> None:
+    def send(self, token: int, ids: Sequence[str]) -> None:
         """Hand over ids leased under a token. Raises BrokerUnavailable while `down`."""
         self._check()
         message = Message(token, tuple(ids))

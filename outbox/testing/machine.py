@@ -223,7 +223,7 @@ class ProcessorMachine(RuleBasedStateMachine):
         self.bench.clock.advance(self.bench.lease)
         self.bench.expire()
         self.bench.lease_due()
-        waiting = [i for i, message in enumerate(self._waiting) if started.id in message.ids]
+        waiting = [i for i, message in enumerate(self._waiting) if started.id.hex in message.ids]
         return [one for index in reversed(waiting) for one in self._take(index)]
 
     # -- the operator ---------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from threading import Event, Lock, Thread
 from typing import Any
-from uuid import UUID
 
 import dramatiq
 import structlog
@@ -36,18 +35,20 @@ _IDLE_MS = 200
 
 _HEX_DIGITS = 32
 
-Accept = Callable[[int, list[UUID]], None]
-"""Takes the ids leased under a token. May block: that is the back-pressure on the broker."""
+Accept = Callable[[int, list[str]], None]
+"""Takes the ids (32 hexadecimal digits each) leased under a token. May block: that is the
+back-pressure on the broker."""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Deliveries leased together: the token that proves it, and their ids."""
+    """Deliveries leased together: the token that proves it, and their ids, of 32 hexadecimal digits
+    each."""
 
     token: int
-    ids: Sequence[UUID]
+    ids: Sequence[str]
 
 
 class Courier(ABC):
@@ -163,7 +164,7 @@ def to_messages(batches: Iterable[Batch], queue: str) -> list[dramatiq.Message[N
         dramatiq.Message(
             queue_name=queue,
             actor_name=ACTOR,
-            args=(batch.token, pack(batch.ids[start : start + IDS_PER_MESSAGE])),
+            args=(batch.token, "".join(batch.ids[start : start + IDS_PER_MESSAGE])),
             kwargs={},
             options={},
         )
@@ -172,19 +173,12 @@ def to_messages(batches: Iterable[Batch], queue: str) -> list[dramatiq.Message[N
     ]
 
 
-def pack(ids: Iterable[UUID]) -> str:
-    """The ids as one string of 32 hexadecimal digits each."""
-    return "".join([delivery_id.hex for delivery_id in ids])
-
-
-def unpack(packed: str) -> list[UUID]:
-    """The inverse of `pack`. Raises ValueError for anything else."""
-    if len(packed) % _HEX_DIGITS:
-        raise ValueError("a packed id list is a multiple of 32 digits long")
-    return [
-        UUID(int=int(packed[start : start + _HEX_DIGITS], 16))
-        for start in range(0, len(packed), _HEX_DIGITS)
-    ]
+def unpack(packed: str) -> list[str]:
+    """The ids that were joined. Raises ValueError for anything else: PostgreSQL would refuse the
+    whole batch of a worker for one that is no id."""
+    if len(packed) % _HEX_DIGITS or 2 * len(bytes.fromhex(packed)) != len(packed):
+        raise ValueError("joined ids are 32 hexadecimal digits each")
+    return [packed[start : start + _HEX_DIGITS] for start in range(0, len(packed), _HEX_DIGITS)]
 
 
 def count_ids(message: dramatiq.Message[Any]) -> int:

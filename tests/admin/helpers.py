@@ -71,7 +71,7 @@ class Shop:
         """Route everything pending; the leases handed out."""
         token = next(self._tokens)
         routed = self.hot(lambda c: Dispatch(c, 30).route(Claim(10_000), window, token))
-        return [(delivery_id, token) for delivery_id in routed.ids]
+        return [(UUID(delivery_id), token) for delivery_id in routed.ids]
 
     def lease(self, window: int = 1000) -> list[tuple[UUID, int]]:
         """Lease what is due."""
@@ -82,10 +82,11 @@ class Shop:
             return await dispatch.lease_due(await dispatch.due(), window, token)
 
         leased = self.hot(lease_due)
-        return [(delivery_id, token) for delivery_id in leased.ids]
+        return [(UUID(delivery_id), token) for delivery_id in leased.ids]
 
     def take(self, leases: list[tuple[UUID, int]]) -> set[UUID]:
-        return {taken.id for taken in self.hot(lambda c: Attempts(c).take(leases))}
+        keys = [(delivery_id.hex, token) for delivery_id, token in leases]
+        return {taken.id for taken in self.hot(lambda c: Attempts(c).take(keys))}
 
     def settle(self, leases: list[tuple[UUID, int]], verdict: str, reason: str = "x") -> set[UUID]:
         return self.hot(lambda c: Attempts(c).settle(settlements(leases, verdict, reason)))

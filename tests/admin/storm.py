@@ -206,7 +206,7 @@ class Storm:
         claim = Claim(rng.randint(1, 30), orgs_max=rng.choice((0, 8)))
         routed = await dispatch.route(claim, 50, token)
         due = await dispatch.lease_due(await dispatch.due(16), 50, token)
-        self._leases.extend((key, token) for key in (*routed.ids, *due.ids))
+        self._leases.extend((UUID(key), token) for key in (*routed.ids, *due.ids))
         await dispatch.expire(50, 1000)
         await dispatch.advance(50)
         await dispatch.tend(50)
@@ -222,7 +222,7 @@ class Storm:
             await asyncio.sleep(0.002)
             return
         kept = [lease for lease in leases if self._over.is_set() or rng.random() < 0.9]
-        taken = {t.id for t in await attempts.take(kept)}
+        taken = {t.id for t in await attempts.take([(i.hex, token) for i, token in kept])}
         ended = [self._judged(rng, *lease) for lease in kept if lease[0] in taken]
         settled = await attempts.settle(ended)
         self.books.end(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Condition, Event, Thread
 from time import monotonic, sleep
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 WITHIN_S = 30.0
 
@@ -21,22 +21,22 @@ def wait_until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> Non
         sleep(0.005)
 
 
-def new_ids(count: int) -> list[UUID]:
-    return [uuid4() for _ in range(count)]
+def new_ids(count: int) -> list[str]:
+    return [uuid4().hex for _ in range(count)]
 
 
 class Receiver:
     """An `accept` that remembers calls, and blocks or fails when told to."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, list[UUID]]] = []
+        self.calls: list[tuple[int, list[str]]] = []
         self.entered = 0
         self.open = Event()
         self.open.set()
         self.fails: Callable[[int], bool] = lambda token: False
         self._changed = Condition()
 
-    def __call__(self, token: int, ids: list[UUID]) -> None:
+    def __call__(self, token: int, ids: list[str]) -> None:
         with self._changed:
             self.entered += 1
             self._changed.notify_all()
@@ -47,12 +47,12 @@ class Receiver:
         if self.fails(token):
             raise RuntimeError("accept was told to fail")
 
-    def counted(self) -> Counter[tuple[int, UUID]]:
+    def counted(self) -> Counter[tuple[int, str]]:
         """How often each (token, id) came."""
         with self._changed:
             return Counter((token, each) for token, ids in self.calls for each in ids)
 
-    def wait_for(self, token: int, ids: Sequence[UUID], within_s: float = WITHIN_S) -> None:
+    def wait_for(self, token: int, ids: Sequence[str], within_s: float = WITHIN_S) -> None:
         wanted = {(token, each) for each in ids}
         with self._changed:
             came = self._changed.wait_for(lambda: wanted <= self._seen(), within_s)
@@ -62,7 +62,7 @@ class Receiver:
         with self._changed:
             assert self._changed.wait_for(lambda: self.entered >= count, WITHIN_S)
 
-    def _seen(self) -> set[tuple[int, UUID]]:
+    def _seen(self) -> set[tuple[int, str]]:
         return {(token, each) for token, ids in self.calls for each in ids}
 
 

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
-from uuid import UUID
 
+import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from processors.broker import Batch, Courier
-from processors.broker.courier import IDS_PER_MESSAGE, Link, pack, unpack
+from processors.broker.courier import IDS_PER_MESSAGE, Link, unpack
 from tests.broker.helpers import Receiver, new_ids, wait_until
 
 TOKENS = st.integers(min_value=1, max_value=2**63 - 1)
 
 
-@given(ids=st.lists(st.uuids(), max_size=60))
-def test_packed_ids_unpack_to_themselves(ids: list[UUID]) -> None:
-    assert unpack(pack(ids)) == ids
+@given(ids=st.lists(st.uuids().map(lambda each: each.hex), max_size=60))
+def test_joined_ids_come_apart_again(ids: list[str]) -> None:
+    assert unpack("".join(ids)) == ids
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["1", "1" * 31, "1" * 33, "x" * 32, "1" * 31 + "é", "1" * 30 + "  ", " " + "1" * 31, "-" * 32],
+)
+def test_what_is_no_id_never_reaches_a_worker(wrong: str) -> None:
+    """PostgreSQL would refuse the batch that it is in, again and again."""
+    for joined in (wrong, "0" * 32 + wrong, wrong + "0" * 32):
+        with pytest.raises(ValueError, match="hexadecimal"):
+            unpack(joined)
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])

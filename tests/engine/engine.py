@@ -144,7 +144,7 @@ class Engine:
     def leases(self, window: int = 10_000, **options: Any) -> list[Lease]:
         """Route and return the leases."""
         routed, token = self.route(window, **options)
-        return [(delivery_id, token) for delivery_id in routed.ids]
+        return [(UUID(delivery_id), token) for delivery_id in routed.ids]
 
     def lease_due(
         self,
@@ -187,7 +187,7 @@ class Engine:
     def due(self, window: int = 10_000, **options: Any) -> list[Lease]:
         """Lease what is due and return the leases."""
         leased, token = self.lease_due(window, **options)
-        return [(delivery_id, token) for delivery_id in leased.ids]
+        return [(UUID(delivery_id), token) for delivery_id in leased.ids]
 
     def expire(
         self,

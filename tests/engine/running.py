@@ -49,11 +49,11 @@ class Hands:
     """A broker that remembers, and refuses when told to."""
 
     def __init__(self) -> None:
-        self.sent: list[UUID] = []
+        self.sent: list[str] = []
         self.refuses = False
         self.refused = 0
 
-    def send(self, _token: int, ids: Sequence[UUID]) -> None:
+    def send(self, _token: int, ids: Sequence[str]) -> None:
         if self.refuses:
             self.refused += 1
             raise BrokerUnavailable("the broker refuses")
@@ -116,9 +116,9 @@ class Running:
 
     async def give(self, leases: Sequence[Lease]) -> None:
         """Hand leases over as a thread of the broker does."""
-        tokens: dict[int, list[UUID]] = {}
+        tokens: dict[int, list[str]] = {}
         for delivery_id, token in leases:
-            tokens.setdefault(token, []).append(delivery_id)
+            tokens.setdefault(token, []).append(delivery_id.hex)
         for token, ids in tokens.items():
             await asyncio.to_thread(self.worker.accept, token, ids)
 

@@ -7,7 +7,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 import pytest
 
@@ -41,7 +40,7 @@ async def drain(engine: Engine) -> None:
 
     async with working(engine.url, deliver) as running:
 
-        def hand_over(token: int, ids: Sequence[UUID]) -> None:
+        def hand_over(token: int, ids: Sequence[str]) -> None:
             running.worker.accept(token, ids)
 
         relay = Relay(open_connection, hand_over, lambda: 0)

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
-from uuid import UUID
 
 import pytest
 
@@ -144,7 +143,7 @@ def test_places_that_are_blocked_are_all_looked_at_and_then_left_alone_for_a_whi
     soon_s = config.blocked_s_min
     assert pauses == [soon_s, soon_s, soon_s, soon_s, soon_s, 2 * soon_s]
     assert rhythm.next_due_s(open_, config, 127, 127) == config.due_s
-    assert rhythm.next_due_s(Leased([UUID(int=1)], None, 0, blocked=True), config, 128, 300) == 0.0
+    assert rhythm.next_due_s(Leased(["1" * 32], None, 0, blocked=True), config, 128, 300) == 0.0
 
 
 def test_walks_take_their_share_of_the_time_and_are_made_all_the_same() -> None:
@@ -256,7 +255,7 @@ def test_only_the_queues_that_are_given_are_leased_from(engine: Engine) -> None:
     engine.run("UPDATE outbox.delivery SET again = true WHERE id = %s", rows[2][0])
     for queue, (delivery,) in enumerate(rows):
         leased, _ = engine.lease_due(places=[(lane, queue, 0.0)])
-        assert leased.ids == [delivery]
+        assert leased.ids == [delivery.hex]
 
 
 # -- what a relay makes ready itself ------------------------------------------------------------
@@ -296,7 +295,7 @@ def test_what_a_relay_makes_ready_it_leases_without_a_walk(
     lane = engine.endpoint()
     engine.subscribe(endpoint_id=lane, order_mode="block")
 
-    async def body(dispatch: Dispatch) -> list[UUID]:
+    async def body(dispatch: Dispatch) -> list[str]:
         ahead = engine.now().timestamp() + 1000
         dispatch.fronts.looked(ahead, [(lane, queue, None) for queue in range(3)])
         await makes_ready(engine, dispatch)

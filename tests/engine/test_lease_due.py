@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_it_tells_whether_something_was_due_that_is_no_first_attempt(engine: Eng
     now = engine.now()
     found, token = engine.lease_due(1, now=now)
     assert not found.later
-    leases = [(delivery_id, token) for delivery_id in found.ids]
+    leases = [(UUID(each), token) for each in found.ids]
     engine.take(leases, now)
     engine.settle(leases, "retry", delay_s=5.0, now=now)
     assert not engine.lease_due(now=now + seconds(4))[0].later

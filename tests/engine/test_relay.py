@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from uuid import UUID
 
 import pytest
 
@@ -144,8 +145,7 @@ def test_one_organizations_backlog_does_not_hide_anothers_event(engine: Engine) 
         hands = Hands()
         async with relaying(engine.url, hands):
             await until(lambda: len(hands.sent) == 1001, 60)
-        return hands.sent.index(
-            engine.one("SELECT id FROM outbox.delivery WHERE event_id = %s", other)
-        )
+        theirs: UUID = engine.one("SELECT id FROM outbox.delivery WHERE event_id = %s", other)
+        return hands.sent.index(theirs.hex)
 
     assert asyncio.run(run()) < 100

@@ -46,7 +46,7 @@ def test_what_comes_close_behind_another_gathers_into_few_batches(
     taken, settled = [], []
     take, settle = Attempts.take, Attempts.settle_delivered
 
-    async def count_taken(self: Attempts, some: Sequence[Lease]) -> list[Taken]:
+    async def count_taken(self: Attempts, some: Sequence[tuple[str, int]]) -> list[Taken]:
         taken.append(len(some))
         return await take(self, some)
 

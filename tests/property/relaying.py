@@ -41,10 +41,10 @@ class Broker:
         self.queue: list[Lease] = []
         self.down = False
 
-    def send(self, token: int, ids: Sequence[UUID]) -> None:
+    def send(self, token: int, ids: Sequence[str]) -> None:
         if self.down:
             raise BrokerUnavailable("the broker is down")
-        self.queue += [(delivery_id, token) for delivery_id in ids]
+        self.queue += [(UUID(delivery_id), token) for delivery_id in ids]
 
     def depth(self) -> int:
         if self.down:

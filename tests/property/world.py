@@ -599,7 +599,7 @@ def _nothing(*_: object) -> Spec:
 
 def _handed(packed: bytes | None, after: Snapshot, token: int) -> None:
     """What goes to the broker is what is leased, once each."""
-    ids = split_ids(packed)
+    ids = [UUID(each) for each in split_ids(packed)]
     leased = {row.id for row in after.deliveries.values() if row.token == token}
     assert len(ids) == len(leased)
     assert set(ids) == leased, "I2: leases that nobody hears of"
@@ -630,7 +630,7 @@ def locked(connection: Connection, name: str, params: dict[str, Any]) -> Cursor:
 
 
 def _leases(found: list[Row] | None, token: int) -> list[Lease]:
-    return [(delivery_id, token) for row in found or () for delivery_id in split_ids(row[0])]
+    return [(UUID(each), token) for row in found or () for each in split_ids(row[0])]
 
 
 def pairs(leases: Sequence[Lease]) -> dict[str, Any]:

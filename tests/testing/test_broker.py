@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime, timedelta
 from random import Random
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -13,7 +13,7 @@ from outbox.errors import BrokerUnavailable, UsageError
 from outbox.runtime import Courier
 from outbox.testing import Clock, Faults, Message, RecordingBroker
 
-IDS = [uuid4() for _ in range(200)]
+IDS = [uuid4().hex for _ in range(200)]
 
 
 def filled(broker: RecordingBroker) -> RecordingBroker:
@@ -93,7 +93,7 @@ def test_consumers_are_handed_what_is_ready_and_what_is_delayed_later() -> None:
     arrived: list[int] = []
     prompt_one_is_here, all_are_here = threading.Event(), threading.Event()
 
-    def accept(token: int, ids: list[UUID]) -> None:
+    def accept(token: int, ids: list[str]) -> None:
         arrived.append(token)
         if token == -1:
             prompt_one_is_here.set()
