@@ -40,7 +40,7 @@ else
 	$(PYTHON) -m pytest -n auto --dist worksteal $(TEST_SEED) $(PYTEST_ARGS)
 endif
 
-# What depends on the version of PostgreSQL. On a peer server in one process: roles are shared there.
+# What depends on the version of PostgreSQL.
 ON_EVERY_VERSION = tests/capture tests/engine tests/emit tests/schema
 
 .PHONY: test-peers
@@ -48,7 +48,8 @@ test-peers: $(STAMP) ## Tests beside other programs: PostgreSQL, Redis, RabbitMQ
 	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS),weasyprint]'
 	$(PYTHON) -m pytest tests/peers $(TEST_SEED) $(PYTEST_ARGS)
 	OUTBOX_TEST_SERVER=16 $(PYTHON) -m pytest $(ON_EVERY_VERSION) -n auto $(TEST_SEED) $(PYTEST_ARGS)
-	OUTBOX_TEST_SERVER=peer $(PYTHON) -m pytest $(ON_EVERY_VERSION) $(TEST_SEED) $(PYTEST_ARGS)
+	$(PYTHON) -m tests.versions $(ON_EVERY_VERSION) -n auto $(TEST_SEED) $(PYTEST_ARGS)
+	OUTBOX_TEST_SERVER=peer $(PYTHON) -m pytest tests/schema $(TEST_SEED) $(PYTEST_ARGS)
 
 # Rounds with new seeds rather than one long run: the time is kept whatever the machine.
 NIGHTLY_MINUTES ?= 60

@@ -1,15 +1,18 @@
 """Which PostgreSQL the tests run on: embedded, or one that runs already.
 
 OUTBOX_TEST_SERVER is unset for the newest embedded version, a major version (`16`) for another
-embedded one, `peer` for the second server of `make test-peers`, or a libpq URL of a superuser.
+embedded one, the folder of an installation (with `bin/postgres`), `peer` for the second server of
+`make test-peers`, or a libpq URL of a superuser.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
@@ -66,10 +69,23 @@ def server_version() -> int:
         return NEWEST
     if given.isdecimal():
         return int(given)
+    if (folder := _folder(given)) is not None:
+        return installed_version(folder)
     version = version_of(given)
     if version is None:
         raise pytest.UsageError("OUTBOX_TEST_SERVER does not answer")
     return version
+
+
+def _folder(given: str) -> Path | None:
+    return Path(given) if given.startswith("/") else None
+
+
+def installed_version(folder: Path) -> int:
+    """The major version of the PostgreSQL that is installed in a folder."""
+    command = [str(folder / "bin" / "postgres"), "--version"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(told.split()[2].partition(".")[0])
 
 
 def with_database(url: str, name: str) -> str:
@@ -107,8 +123,9 @@ class PeerPostgres:
 def open_server() -> Iterator[EmbeddedPostgres | PeerPostgres]:
     """The server that the variable names, started if it is embedded."""
     given = _given()
-    if given and not given.isdecimal():
+    folder = _folder(given)
+    if given and not given.isdecimal() and folder is None:
         yield PeerPostgres(given)
         return
-    with EmbeddedPostgres(version=server_version()) as server:
+    with EmbeddedPostgres(version=server_version(), install=folder) as server:
         yield server

@@ -44,6 +44,8 @@ class EmbeddedPostgres(Server):
 
     `options` are settings for postgresql.conf and win over the defaults of this module. TCP
     connections need the password that `url()` carries; the socket lies in a private folder.
+    `install` is another installation than the wheel's, of that `version` (14 or newer): a folder
+    with `bin`, `lib` and `share`, which everybody may read.
     """
 
     name = "PostgreSQL"
@@ -58,11 +60,12 @@ class EmbeddedPostgres(Server):
         version: int = 18,
         max_connections: int = 200,
         options: Mapping[str, str | int] | None = None,
+        install: Path | None = None,
     ) -> None:
         super().__init__()
         self.version = version
         self._options = {**POSTGRES_OPTIONS, "max_connections": max_connections, **(options or {})}
-        self._install = _postgres_install(version)
+        self._install = _postgres_install(version) if install is None else install
         self.user = _unprivileged_user()
 
     @property
@@ -85,8 +88,10 @@ class EmbeddedPostgres(Server):
         """
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         if template is not None:
+            statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
+        if template is not None and self.version >= 15:  # before, there was no other way
             # Past the WAL it is half the work, and nothing here outlives a crash of the machine.
-            statement += sql.SQL(" TEMPLATE {} STRATEGY FILE_COPY").format(sql.Identifier(template))
+            statement += sql.SQL(" STRATEGY FILE_COPY")
         self._execute(statement)
         return self.url(name)
 
@@ -119,9 +124,10 @@ class EmbeddedPostgres(Server):
             *("-D", str(self.folder / "data"), "-U", "postgres", "--pwfile", str(password_file)),
             *("--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync", "--no-instructions"),
             *("--encoding=UTF8", "--locale=C"),
-            # The password is random and dies with the server: stretching it buys nothing.
-            *("-c", "scram_iterations=1"),
         ]
+        if self.version >= 16:
+            # The password is random and dies with the server: stretching it buys nothing.
+            command += ["-c", "scram_iterations=1"]
         if self.version >= 17:
             command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         done = subprocess.run(
