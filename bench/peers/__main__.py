@@ -22,7 +22,7 @@ from bench.peers.install import install, runtime_of, version_of
 from bench.peers.measure import Ground, run_outbox, run_peer
 from bench.peers.page import lines, write
 from bench.peers.results import KINDS, Entry, Kind, document
-from bench.peers.systems import OUTBOX, PEERS, ROOT, Peer
+from bench.peers.systems import ALONE, OURS, OUTBOX, PEERS, ROOT, Peer
 from outbox import __version__
 from outbox.bench import deliveries
 from outbox.bench.report import machine, number
@@ -41,7 +41,7 @@ EXIT_INTERRUPTED = 130
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options. Ends the program where they are wrong."""
-    names = [OUTBOX, *(peer.name for peer in PEERS)]
+    names = [*OURS, *(peer.name for peer in PEERS)]
     parser = argparse.ArgumentParser(prog="make bench-peers PEERS_ARGS=...", allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="4,000 jobs, one run; rough")
     parser.add_argument("--jobs", type=int, help="jobs of one run; slow peers do a share of them")
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     peers = [peer for peer in PEERS if options.only is None or peer.name in options.only]
     kinds = [kind for kind in KINDS if _wanted(kind, options.kind, told["cores"])]
     say("the peers are installed where they are not")
-    entries = _entries(peers, kinds, jobs, ours=options.only is None or OUTBOX in options.only)
+    ours = [name for name in OURS if options.only is None or name in options.only]
+    entries = _entries(peers, kinds, jobs, ours)
     conditions: dict[str, Any] = {
         "form": _form(options),
         "measured": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     conditions["load"] = {"min": min(loads, default=0.0), "max": max(loads, default=0.0)}
     conditions["duration_s"] = round(monotonic() - began_at)
-    found = document(entries, OUTBOX, conditions)
+    found = document(entries, OUTBOX, conditions, ALONE)
     sys.stdout.write("\n".join(lines(found)) + "\n")
     if options.only is None and options.kind is None:
         RESULTS.parent.mkdir(exist_ok=True)
@@ -112,13 +113,17 @@ def _wanted(kind: Kind, asked: Sequence[str] | None, cores: int) -> bool:
     return kind.processes == 1 or cores >= CORES_FOR_FOUR
 
 
-def _entries(peers: Sequence[Peer], kinds: Sequence[Kind], jobs: int, *, ours: bool) -> list[Entry]:
+def _entries(
+    peers: Sequence[Peer], kinds: Sequence[Kind], jobs: int, ours: Sequence[str]
+) -> list[Entry]:
     missing = install(peers)
     found = []
     for kind in kinds:
-        if ours:
-            settings = "one daemon beside the workers, defaults, journal and retries included"
-            found.append(Entry(OUTBOX, __version__, settings, kind, jobs * kind.times))
+        found += [
+            Entry(name, __version__, OURS[name], kind, jobs * kind.times)
+            for name in ours
+            if name != ALONE or kind.processes == 1
+        ]
         for peer in peers:
             entry = Entry(
                 peer.name, version_of(peer), peer.settings, kind, peer.jobs(jobs, kind),
@@ -143,8 +148,8 @@ def _run_all(ground: Ground, entries: list[Entry], runs: int) -> list[float]:
 
 def _run_once(ground: Ground, entry: Entry) -> Entry:
     try:
-        if entry.system == OUTBOX:
-            run = run_outbox(ground, entry.kind, entry.jobs)
+        if entry.system in OURS:
+            run = run_outbox(ground, entry.kind, entry.jobs, broker=entry.system != ALONE)
         else:
             peer = next(one for one in PEERS if one.name == entry.system)
             run = run_peer(ground, peer, entry.kind, entry.jobs)

@@ -230,13 +230,14 @@ def balanced(jobs: int, done: int, received: int | None) -> int:
 # -- Outbox ---------------------------------------------------------------------------------------
 
 
-def run_outbox(ground: Ground, kind: Kind, jobs: int) -> Run:
-    """Measure Outbox once, in the same form: events lie ready, then a daemon and workers start."""
+def run_outbox(ground: Ground, kind: Kind, jobs: int, *, broker: bool) -> Run:
+    """Measure Outbox once, in the same form: events lie ready, then a daemon and workers start, or
+    one process that is both, which needs no `broker`."""
     assert ground.rig.postgres is not None
     ground.clear()
     asked = Asked(database_url=ground.rig.postgres.url(), broker_url=ground.rig.settings.broker_url)
     limit_s = max(ground.rig.until - monotonic(), 1.0)
-    with open_rig(asked, ground.specify, broker=True, limit_s=limit_s) as inner:
+    with open_rig(asked, ground.specify, broker=broker, limit_s=limit_s) as inner:
         deliveries.set_up(inner, deliveries.JOBS)
         if kind.posts:
             deliveries.add_receiver(inner, ground.port)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from bench.peers.systems import OUTBOX
+from bench.peers.systems import OURS
 from outbox.bench.report import number
 
 WIDTH = 860
@@ -69,7 +69,7 @@ def panel(x: int, y: int, title: str, unit: str, values: Sequence[tuple[str, flo
         f'<line class="axis" x1="{left}" y1="{y + TITLE - 4}" x2="{left}" y2="{bottom}"/>',
     ]
     for place, (system, value) in enumerate(values):
-        top, ours = y + TITLE + ROW * place, system == OUTBOX
+        top, ours = y + TITLE + ROW * place, system in OURS
         length = max(1.0, room * value / longest) if longest else 1.0
         base, weight = top + LINE, "own" if ours else "name"
         parts += [

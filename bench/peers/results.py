@@ -90,13 +90,14 @@ class Entry:
         }
 
 
-def ratios(entries: Sequence[Entry], ours: str) -> dict[str, Any]:
-    """By kind: our rate and our processor time over each peer's, and over the best of them."""
+def ratios(entries: Sequence[Entry], ours: str, alone: str = "") -> dict[str, Any]:
+    """By kind: our rate and our processor time over each peer's, and over the best of them; those
+    over the best also for what we are `alone`, which is no peer."""
     found: dict[str, Any] = {}
     for kind in {entry.kind.name: None for entry in entries}:
         good = [one for one in entries if one.kind.name == kind and one.error is None and one.runs]
         mine = next((one for one in good if one.system == ours), None)
-        peers = [one for one in good if one.system != ours]
+        peers = [one for one in good if one.system not in (ours, alone)]
         if mine is None or not peers:
             continue
         fastest = max(peers, key=lambda one: one.per_s)
@@ -113,6 +114,12 @@ def ratios(entries: Sequence[Entry], ours: str) -> dict[str, Any]:
                 "to": {one.system: _ratio(mine.cpu_us["all"], one.cpu_us["all"]) for one in peers},
             },
         }
+        for one in good:
+            if one.system == alone:
+                found[kind]["alone"] = {
+                    "per_s_to_best_peer": _ratio(one.per_s, fastest.per_s),
+                    "cpu_us_to_best_peer": _ratio(one.cpu_us["all"], leanest.cpu_us["all"]),
+                }
     return found
 
 
@@ -120,10 +127,12 @@ def _ratio(above: float, below: float) -> float:
     return round(above / below, 2) if below else 0.0
 
 
-def document(entries: Sequence[Entry], ours: str, conditions: Mapping[str, Any]) -> dict[str, Any]:
+def document(
+    entries: Sequence[Entry], ours: str, conditions: Mapping[str, Any], alone: str = ""
+) -> dict[str, Any]:
     """The whole file."""
     return {
         "conditions": dict(conditions),
         "entries": [entry.document() for entry in entries],
-        "ratios": ratios(entries, ours),
+        "ratios": ratios(entries, ours, alone),
     }

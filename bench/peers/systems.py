@@ -11,7 +11,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = HERE.parent / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
-OUTBOX = "outbox"
+OUTBOX, ALONE = "outbox", "outbox-alone"
+"""Outbox with a worker process over Redis, and as it is without any setting: one process."""
+OURS = {
+    OUTBOX: "one daemon beside the workers, Redis, defaults, journal and retries included",
+    ALONE: "one process is daemon and worker, `memory://`, otherwise the same",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from bench.peers.measure import balanced
 from bench.peers.page import BEGIN, END, PAGE, lines, section, write
 from bench.peers.plot import draw
 from bench.peers.results import KINDS, Entry, Kind, Run, document, ratios
-from bench.peers.systems import OUTBOX, PEERS, Peer
+from bench.peers.systems import ALONE, OUTBOX, PEERS, Peer
 from outbox.errors import LossDetected
 from outbox.signature import format_secret, verify
 
@@ -62,6 +62,14 @@ def test_ratios_are_of_medians_and_of_the_best_of_each_measure() -> None:
         "cpu_us": {"best_peer": "lean", "to_best_peer": 2.0, "to": {"quick": 0.5, "lean": 2.0}},
     }
     assert found["noop-1"]["per_s"]["to_best_peer"] == 0.25
+
+
+def test_what_needs_no_worker_beside_it_is_no_peer_and_has_ratios_of_its_own() -> None:
+    ours = measured(ALONE, WEBHOOKS, 2000, cpu_us=25.0)
+    found = ratios([*ENTRIES, ours], OUTBOX, ALONE)
+    told = {"per_s_to_best_peer": 4.0, "cpu_us_to_best_peer": 0.75}
+    assert found["webhooks-1"].pop("alone") == told
+    assert found == ratios(ENTRIES, OUTBOX)
 
 
 def test_there_is_no_ratio_without_both_sides() -> None:
