@@ -84,7 +84,10 @@ def _folder(given: str) -> Path | None:
 def installed_version(folder: Path) -> int:
     """The major version of the PostgreSQL that is installed in a folder."""
     command = [str(folder / "bin" / "postgres"), "--version"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    try:
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise pytest.UsageError(f"no PostgreSQL that runs here is in {folder}") from None
     return int(told.split()[2].partition(".")[0])
 
 

@@ -114,12 +114,11 @@ def ratios(entries: Sequence[Entry], ours: str, alone: str = "") -> dict[str, An
                 "to": {one.system: _ratio(mine.cpu_us["all"], one.cpu_us["all"]) for one in peers},
             },
         }
-        for one in good:
-            if one.system == alone:
-                found[kind]["alone"] = {
-                    "per_s_to_best_peer": _ratio(one.per_s, fastest.per_s),
-                    "cpu_us_to_best_peer": _ratio(one.cpu_us["all"], leanest.cpu_us["all"]),
-                }
+        if (one := next((one for one in good if one.system == alone), None)) is not None:
+            found[kind]["alone"] = {
+                "per_s_to_best_peer": _ratio(one.per_s, fastest.per_s),
+                "cpu_us_to_best_peer": _ratio(one.cpu_us["all"], leanest.cpu_us["all"]),
+            }
     return found
 
 

@@ -24,8 +24,8 @@ _LOOK_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a relay handed over at once: ids of deliveries (32 hexadecimal digits
-    each), and the token of their leases."""
+    """What a relay handed over at once: ids of deliveries, of 32 hexadecimal digits each, and the
+    token of their leases."""
 
     token: int
     ids: tuple[str, ...]
